@@ -1,0 +1,1 @@
+"""The online half of Adaptide: HTTP, store, constrained generation, adapter registry."""

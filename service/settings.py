@@ -1,0 +1,195 @@
+"""The one settings object. Every field is `ADAPTIDE_` + its name in capitals; an unknown ADAPTIDE_ variable is an error."""
+
+import os
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigurationError
+
+PREFIX = "ADAPTIDE_"
+
+
+class Environment(StrEnum):
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class EngineName(StrEnum):
+    TORCH = "torch"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class GroupBy(StrEnum):
+    """What one softmax of the proximal spans (METHODS.md, notation)."""
+
+    TENSOR = "tensor"
+    MODULE = "module"
+    RANK = "rank"
+    LAYER = "layer"
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseSettings):
+    """All settings, read once from the environment and passed in. Durations accept seconds or ISO 8601 (`PT1H`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    environment: Environment = Environment.DEVELOPMENT
+    """`production` refuses SQLite-only conveniences and unsafe values."""
+    home: Path = Path("~/.adaptide")
+    """Folder for the default database, artifacts and downloaded data sets."""
+    database_url: SecretStr = SecretStr("")
+    """SQLAlchemy URL. Empty: SQLite at HOME/adaptide.db. PostgreSQL: postgresql://user:password@host/name."""
+    artifacts_url: str = ""
+    """Folder of bases and adapters. Empty: HOME/artifacts."""
+    host: str = "127.0.0.1"
+    """Address that `adaptide serve` binds."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port that `adaptide serve` binds; 0 picks a free one."""
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    engine: EngineName = EngineName.TORCH
+    """What generates: torch."""
+    device: Device = Device.AUTO
+    """Where the engine and the trainer compute; auto takes CUDA when there is one."""
+    dtype: Dtype = Dtype.AUTO
+    """Weights of the served model; auto is float32 on a CPU, bfloat16 on a GPU."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads for torch; 0 leaves torch's own choice."""
+    beams: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Least beam width (paper: 10). A request for more items widens its own beam to its limit."""
+    history_items: Annotated[int, Field(ge=1, le=200)] = 20
+    """Items of a user's history that the prompt holds (paper: 20)."""
+    seen_items: Positive = 5_000
+    """Latest distinct items of a user that count as seen and are excluded."""
+    batch_max_requests: Positive = 32
+    """Recommendation requests generated together at most."""
+    batch_max_wait: timedelta = timedelta(milliseconds=2)
+    """Longest that a request waits for others to be batched with it."""
+    request_deadline: timedelta = timedelta(seconds=2)
+    """After this a recommendation falls back to popularity, with the reason in the reply."""
+    ignored_event_types: frozenset[str] = frozenset({"impression"})
+    """Event types that are stored but are no interactions: not in history, training or popularity."""
+    popularity_half_life: timedelta = timedelta(days=30)
+    """Age (in event time) at which an interaction counts half for popularity."""
+    popularity_refresh: timedelta = timedelta(seconds=2)
+    """How often a replica adds new events to its popularity counts."""
+    poll_interval: timedelta = timedelta(seconds=0.5)
+    """How often a replica asks the store for a new active adapter or changed items."""
+    clock_tolerance: timedelta = timedelta(minutes=5)
+    """How far in the future an event may lie before it is refused (code future_event)."""
+    max_body_bytes: Positive = 1_048_576
+    """Largest request body (CONTRACT: 1 MiB)."""
+
+    window_max_age: timedelta = timedelta(hours=1)
+    """An open window with enough events is sealed at this age."""
+    window_max_events: Positive = 10_000
+    """An open window is sealed at this many events."""
+    window_min_events: Positive = 100
+    """A window is not sealed by age below this many events."""
+    min_events_per_user: Annotated[int, Field(ge=3)] = 5
+    """Users with fewer interactions in a window are left out of its training and evaluation (paper: 5)."""
+    tick_interval: timedelta = timedelta(seconds=1)
+    """How often the updater looks for work."""
+    lease_duration: timedelta = timedelta(seconds=30)
+    """A crashed updater's work can be taken over after this long."""
+    window_attempts: Positive = 3
+    """An update that failed this often stays failed."""
+
+    method: str = "peso"
+    """Continual method of the updater: peso or single-evolving."""
+    proximal_weight: Annotated[float, Field(ge=0)] = 2.0
+    """Lambda of the softmax-KL proximal (paper: 2 to 5)."""
+    proximal_group_by: GroupBy = GroupBy.TENSOR
+    """What one softmax spans; tensor is what the paper's authors run."""
+    lora_rank: Positive = 8
+    """LoRA r (paper: 8)."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    """LoRA alpha; the scale is alpha / r (paper: 16)."""
+    lora_dropout: Fraction = 0.05
+    """Dropout before LoRA A while training (paper: 0.05)."""
+    learning_rate_base: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak AdamW rate of the base (D_1)."""
+    learning_rate_update: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak AdamW rate of a window's update; below the base's (paper figure 4)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW weight decay of an update (paper: 0.01)."""
+    update_epochs: Positive = 4
+    """Passes over a window; the best by validation is kept, the starting point included (paper: 4)."""
+    update_batch_size: Positive = 32
+    """Sequences in one optimiser step of an update."""
+    evaluation_users: Positive = 2_000
+    """Users scored at most when a window is evaluated (a seeded sample above that)."""
+    seed: int = 0
+    """Seed of everything random in training."""
+
+    gate_min_users: Positive = 20
+    """Fewer scorable users than this: the candidate is refused."""
+    gate_tolerance: Annotated[float, Field(ge=0)] = 0.1
+    """Relative loss of NDCG@10 against the incumbent that is tolerated when the bootstrap cannot exclude it."""
+    gate_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence of the gate's paired bootstrap interval."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.environment is Environment.PRODUCTION:
+            if not self.database_url.get_secret_value():
+                raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_DATABASE_URL to be set explicitly")
+            if not self.artifacts_url:
+                raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_ARTIFACTS_URL to be set explicitly")
+        return self
+
+    @property
+    def home_dir(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def store_url(self) -> str:
+        """The database URL in force; SQLite under HOME unless set."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.home_dir / 'adaptide.db'}"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return Path(self.artifacts_url).expanduser().resolve() if self.artifacts_url else self.home_dir / "artifacts"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment, `overrides` first.
+
+    Raises ConfigurationError naming each wrong or unknown variable and what is allowed.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known and not name.startswith(PREFIX + "TEST_"))
+    if unknown:
+        raise ConfigurationError(
+            f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "
+            "unset or correct; the README's settings table lists every variable"
+        )
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # values are validated by pydantic
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            place = "_".join(str(part) for part in problem["loc"]).upper()
+            lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg']}")
+        raise ConfigurationError("; ".join(lines)) from error

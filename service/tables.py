@@ -1,0 +1,28 @@
+"""Every table of the store in one metadata; importing this module registers them all."""
+
+from service.access.tables import api_keys
+from service.adapters.tables import activations, active_adapter, adapters, bases
+from service.audit.tables import audit_log
+from service.catalog.tables import catalog_revision, items
+from service.events.tables import events
+from service.kit.db import metadata
+from service.kit.leases import leases
+from service.recommend.tables import recommendations
+from service.windows.tables import evaluations, windows
+
+__all__ = [
+    "activations",
+    "active_adapter",
+    "adapters",
+    "api_keys",
+    "audit_log",
+    "bases",
+    "catalog_revision",
+    "evaluations",
+    "events",
+    "items",
+    "leases",
+    "metadata",
+    "recommendations",
+    "windows",
+]
