@@ -14,10 +14,12 @@ AdaptideError
 ├── Unavailable            503    the part that answers this is not ready or is shedding load
 ├── LeaseLost                     another process holds the work; nothing was written
 ├── ArtifactError                 a base or adapter failed verification and was not loaded
+│   └── ArtifactMissing           its folder is not there (wrong or unmounted ARTIFACTS_URL), not damaged
 ├── DatasetError                  a data set or import file cannot be used as it is
 └── CatalogueError                items cannot be encoded or indexed
 
-Each carries a stable `slug` (the problem type), an HTTP `status` and a `title`; `detail` says what happened and what to do.
+Each carries a stable `slug` (the problem type), an HTTP `status` and a `title`; `detail` says what happened and what
+to do.
 """
 
 from collections.abc import Sequence
@@ -40,9 +42,7 @@ class AdaptideError(Exception):
     status = 500
     title = "Internal error"
 
-    def __init__(
-        self, detail: str, *, errors: Sequence[FieldError] = (), retry_after: int | None = None
-    ) -> None:
+    def __init__(self, detail: str, *, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
         """`detail`: what happened and what to do. `retry_after`: seconds, sent as Retry-After with 429 and 503."""
         super().__init__(detail)
         self.detail = detail
@@ -100,6 +100,10 @@ class LeaseLost(AdaptideError):
 
 class ArtifactError(AdaptideError):
     slug, title = "artifact_refused", "The artifact was refused"
+
+
+class ArtifactMissing(ArtifactError):
+    slug, title = "artifact_missing", "The artifact is not there"
 
 
 class DatasetError(AdaptideError):

@@ -1,12 +1,17 @@
-"""The one settings object. Every field is `ADAPTIDE_` + its name in capitals; an unknown ADAPTIDE_ variable is an error."""
+"""The one settings object; `python -m service.settings` prints its table.
 
+A field is `ADAPTIDE_` + its name in capitals; an unknown ADAPTIDE_ variable is an error.
+"""
+
+import json
 import os
+import sys
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -51,7 +56,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseSettings):
     """All settings, read once from the environment and passed in. Durations accept seconds or ISO 8601 (`PT1H`)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     environment: Environment = Environment.DEVELOPMENT
     """`production` refuses SQLite-only conveniences and unsafe values."""
@@ -84,8 +89,6 @@ class Settings(BaseSettings):
     """Latest distinct items of a user that count as seen and are excluded."""
     batch_max_requests: Positive = 32
     """Recommendation requests generated together at most."""
-    batch_max_wait: timedelta = timedelta(milliseconds=2)
-    """Longest that a request waits for others to be batched with it."""
     request_deadline: timedelta = timedelta(seconds=2)
     """After this a recommendation falls back to popularity, with the reason in the reply."""
     ignored_event_types: frozenset[str] = frozenset({"impression"})
@@ -124,7 +127,7 @@ class Settings(BaseSettings):
     """What one softmax spans; tensor is what the paper's authors run."""
     lora_rank: Positive = 8
     """LoRA r (paper: 8)."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    lora_alpha: Positive = 16
     """LoRA alpha; the scale is alpha / r (paper: 16)."""
     lora_dropout: Fraction = 0.05
     """Dropout before LoRA A while training (paper: 0.05)."""
@@ -138,8 +141,14 @@ class Settings(BaseSettings):
     """Passes over a window; the best by validation is kept, the starting point included (paper: 4)."""
     update_batch_size: Positive = 32
     """Sequences in one optimiser step of an update."""
+    embedding_dropout: Fraction = 0.2
+    """Dropout on token embeddings while training; a small model overfits within a few passes without it."""
+    residual_dropout: Fraction = 0.1
+    """Dropout on what attention and MLP add to the residual stream while training."""
     evaluation_users: Positive = 2_000
     """Users scored at most when a window is evaluated (a seeded sample above that)."""
+    evaluation_items_per_user: Positive = 10
+    """Next items of a user that judge the serving model when a window closes, before it is trained on."""
     seed: int = 0
     """Seed of everything random in training."""
 
@@ -149,6 +158,17 @@ class Settings(BaseSettings):
     """Relative loss of NDCG@10 against the incumbent that is tolerated when the bootstrap cannot exclude it."""
     gate_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence of the gate's paired bootstrap interval."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_seconds(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic takes a number for seconds, but the environment can only say "2.5"
+        if isinstance(value, str) and info.field_name and cls.model_fields[info.field_name].annotation is timedelta:
+            try:
+                return timedelta(seconds=float(value))
+            except (ValueError, OverflowError):
+                return value
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -179,7 +199,11 @@ def load_settings(**overrides: object) -> Settings:
     Raises ConfigurationError naming each wrong or unknown variable and what is allowed.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known and not name.startswith(PREFIX + "TEST_"))
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name not in known and not name.startswith(PREFIX + "TEST_")
+    )
     if unknown:
         raise ConfigurationError(
             f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "
@@ -193,3 +217,26 @@ def load_settings(**overrides: object) -> Settings:
             place = "_".join(str(part) for part in problem["loc"]).upper()
             lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg']}")
         raise ConfigurationError("; ".join(lines)) from error
+
+
+def settings_table() -> str:
+    """Every setting as a Markdown table: variable, default, meaning."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{PREFIX}{name.upper()}` | {_shown_default(field.default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown_default(value: object) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, timedelta):
+        value = f"{value.total_seconds():g} s"
+    if isinstance(value, frozenset):
+        value = json.dumps(sorted(value))  # how the environment gives it
+    return f"`{value}`" if str(value) else "(empty)"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

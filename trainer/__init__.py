@@ -1,1 +1,1 @@
-"""The learning half of Adaptide: tokenizer, base, window updates, evaluation, gate. Imports service, never the reverse."""
+"""The learning half of Adaptide: tokenizer, base, updates, evaluation, gate. Imports service, never the reverse."""

@@ -21,7 +21,12 @@ items = sa.Table(
     sa.Column("code_3", sa.SmallInteger),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("updated_at", UtcDateTime, nullable=False),
-    sa.Column("revision", BigInt, nullable=False, comment="the catalogue revision that last touched the row; replicas follow it"),
+    sa.Column(
+        "revision",
+        BigInt,
+        nullable=False,
+        comment="the catalogue revision that last touched the row; replicas follow it",
+    ),
     sa.Index(None, "revision"),
 )
 

@@ -10,9 +10,16 @@ events = sa.Table(
     # The server sequence: windows are ranges of it, so each acknowledged event is in exactly one.
     sa.Column("seq", BigInt, primary_key=True, autoincrement=True),
     sa.Column("event_id", sa.String(128), nullable=False, unique=True),
-    sa.Column("body_hash", sa.String(64), nullable=False, comment="sha256 of the canonical body: same id, other body is a conflict"),
+    sa.Column(
+        "body_hash",
+        sa.String(64),
+        nullable=False,
+        comment="sha256 of the canonical body: same id, other body is a conflict",
+    ),
     sa.Column("user_id", sa.String(128), nullable=False),
-    sa.Column("item_id", sa.String(128), nullable=False, comment="not a foreign key: an event may come before its item"),
+    sa.Column(
+        "item_id", sa.String(128), nullable=False, comment="not a foreign key: an event may come before its item"
+    ),
     sa.Column("event_type", sa.String(32), nullable=False),
     sa.Column("occurred_at", UtcDateTime, nullable=False),
     sa.Column("received_at", UtcDateTime, nullable=False),
@@ -21,6 +28,11 @@ events = sa.Table(
     sa.Column("position", sa.Integer),
     sa.Column("properties", Json),
     sa.Index(None, "user_id", "occurred_at", "seq"),
-    sa.Index(None, "recommendation_id", postgresql_where=sa.text("recommendation_id IS NOT NULL"), sqlite_where=sa.text("recommendation_id IS NOT NULL")),
+    sa.Index(
+        None,
+        "recommendation_id",
+        postgresql_where=sa.text("recommendation_id IS NOT NULL"),
+        sqlite_where=sa.text("recommendation_id IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,  # a deleted sequence number is never given again
 )

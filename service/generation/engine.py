@@ -15,7 +15,7 @@ LEVELS = 4
 CODES = 256  # codes in each level
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:
     """One user's question.
 
@@ -29,7 +29,7 @@ class GenerationRequest:
     excluded: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Generated:
     """Leaves of the trie in rank order.
 

@@ -101,7 +101,9 @@ def _create_engine(url: str, pool_size: int, lock_timeout_s: float) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise ConfigurationError("ADAPTIDE_DATABASE_URL is no database URL; write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME") from error
+        raise ConfigurationError(
+            "ADAPTIDE_DATABASE_URL is no database URL; write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         return _sqlite_engine(parsed, pool_size, lock_timeout_s)
@@ -112,7 +114,9 @@ def _create_engine(url: str, pool_size: int, lock_timeout_s: float) -> Engine:
 
 def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine:
     if not url.database or url.database == ":memory:":
-        raise ConfigurationError("an in-memory SQLite database is lost with its connection; name a file: sqlite:///PATH")
+        raise ConfigurationError(
+            "an in-memory SQLite database is lost with its connection; name a file: sqlite:///PATH"
+        )
     Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url,
@@ -128,7 +132,13 @@ def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine
     def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # BEGIN is ours: the driver's own would be deferred
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", "cache_size=-32768"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+            "cache_size=-32768",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -152,7 +162,8 @@ def _postgres_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engi
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": max(2, int(lock_timeout_s / 3)),
-                "options": f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+                "options": f"-c lock_timeout={milliseconds} -c timezone=UTC "
+                "-c idle_in_transaction_session_timeout=60000",
             },
             json_serializer=_dumps,
             json_deserializer=orjson.loads,

@@ -38,7 +38,9 @@ def acquire(connection: Connection, name: str, owner: str, now: datetime, durati
         return None
     # A holder whose lease ran out gets a new fence: somebody may have worked in between.
     fence = row.fence if row.owner == owner and row.expires_at > now else row.fence + 1
-    connection.execute(leases.update().where(leases.c.name == name).values(owner=owner, fence=fence, expires_at=expires_at))
+    connection.execute(
+        leases.update().where(leases.c.name == name).values(owner=owner, fence=fence, expires_at=expires_at)
+    )
     return Lease(name, owner, fence, expires_at)
 
 

@@ -48,4 +48,6 @@ def require_head(database: Database) -> None:
     """Raises ConfigurationError when the schema is not the one that this code was written for."""
     found, wanted = current(database), head(database)
     if found != wanted:
-        raise ConfigurationError(f"the store's schema is at {found or 'nothing'}, this version needs {wanted}: run `adaptide db upgrade`")
+        raise ConfigurationError(
+            f"the store's schema is at {found or 'nothing'}, this version needs {wanted}: run `adaptide db upgrade`"
+        )

@@ -1,0 +1,145 @@
+"""API keys: create, list, revoke, and find out whom a token stands for."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from service.access import repository
+from service.access.schemas import ApiKey, CreatedKey, Principal, Scope
+from service.audit import repository as audit
+from service.errors import FieldError, InvalidRequest, NotFound, StoreUnavailable, Unauthenticated
+from service.kit import keys
+from service.kit.clock import Clock
+from service.kit.db import Database
+
+MAX_NAME = 128
+MAX_EXPIRES_IN = timedelta(days=3650)
+CACHE_SECONDS = 4.0  # a revoked key must be refused within 5 s, one slow look-up included
+STALE_SECONDS = 300.0  # how long a key that was good stays good while the store does not answer
+TOUCH_EVERY = timedelta(minutes=1)
+_CACHE_SIZE = 10_000
+_REFUSAL = "a valid API key is needed: Authorization: Bearer KEY"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    key: ApiKey
+    at: float  # monotonic seconds
+
+
+class AccessService:
+    """Safe to share between threads."""
+
+    def __init__(self, database: Database, clock: Clock, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._clock, self._monotonic = database, clock, monotonic
+        self._verified: dict[str, _Verified] = {}  # by digest of the token; tokens are not kept
+        self._lock = threading.Lock()
+
+    def create(
+        self, name: str, scopes: frozenset[Scope], *, actor: str, expires_in: timedelta | None = None
+    ) -> CreatedKey:
+        """A new key. Raises InvalidRequest for an empty or unprintable name, no scope, or an expiry out of range."""
+        _check(name, scopes, expires_in)
+        new, now = keys.new_key(), self._clock()
+        key = ApiKey(new.key_id, name, scopes, now, now + expires_in if expires_in else None, None, None)
+        with self._database.write() as connection:
+            repository.insert(connection, key, new.digest)
+            audit.append(
+                connection,
+                now=now,
+                actor=actor,
+                action="key.create",
+                subject=key.key_id,
+                details={"name": name, "scopes": sorted(scopes)},
+            )
+        return CreatedKey(key, new.token)
+
+    def list(self) -> list[ApiKey]:
+        """All keys, oldest first, revoked and expired ones too."""
+        with self._database.read() as connection:
+            return repository.every(connection)
+
+    def revoke(self, key_id: str, *, actor: str) -> ApiKey:
+        """Refused everywhere within 5 s; revoking again changes nothing. Raises NotFound."""
+        now = self._clock()
+        with self._database.write() as connection:
+            if repository.revoke(connection, key_id, now):
+                audit.append(connection, now=now, actor=actor, action="key.revoke", subject=key_id)
+            found = repository.find(connection, key_id)
+        if found is None:
+            raise NotFound(f"there is no key {key_id!r}; `adaptide keys list` shows them")
+        with self._lock:
+            self._verified = {d: v for d, v in self._verified.items() if v.key.key_id != key_id}
+        return found[0]
+
+    def remembered(self, token: str) -> Principal | None:
+        """Whom `token` stands for, if that was looked up in the last 4 seconds. Never blocks."""
+        return self._recall(keys.digest(token), CACHE_SECONDS)
+
+    def authenticate(self, token: str) -> Principal:
+        """Whom `token` stands for. Raises Unauthenticated, the same for every reason; StoreUnavailable.
+
+        While the store does not answer, a key that was good in the last 5 minutes still is: losing the store must not
+        stop recommendations.
+        """
+        digest = keys.digest(token)
+        if known := self._recall(digest, CACHE_SECONDS):
+            return known
+        key_id = keys.key_id_of(token)
+        if key_id is None or len(key_id) > 32 or not key_id.isalnum():
+            raise Unauthenticated(_REFUSAL)
+        looked_up_at = self._monotonic()
+        try:
+            with self._database.read() as connection:
+                found = repository.find(connection, key_id)
+        except StoreUnavailable:
+            if known := self._recall(digest, STALE_SECONDS):
+                return known
+            raise
+        if found is None or not keys.matches(token, found[1]) or not found[0].usable(self._clock()):
+            with self._lock:
+                self._verified.pop(digest, None)
+            raise Unauthenticated(_REFUSAL)
+        self._remember(digest, _Verified(found[0], looked_up_at))
+        self._touch(found[0])
+        return found[0].principal
+
+    def _recall(self, digest: str, seconds: float) -> Principal | None:
+        verified = self._verified.get(digest)
+        if verified is None or self._monotonic() - verified.at > seconds or not verified.key.usable(self._clock()):
+            return None
+        return verified.key.principal
+
+    def _remember(self, digest: str, verified: _Verified) -> None:
+        with self._lock:
+            if len(self._verified) >= _CACHE_SIZE:
+                self._verified.clear()
+            self._verified[digest] = verified
+
+    def _touch(self, key: ApiKey) -> None:
+        now = self._clock()
+        if key.last_used_at is not None and now - key.last_used_at < TOUCH_EVERY:
+            return
+        try:
+            with self._database.write() as connection:
+                repository.touch(connection, key.key_id, now)
+        except StoreUnavailable as error:  # bookkeeping must not refuse a request
+            log.warning("key_use_not_noted", key_id=key.key_id, detail=error.detail)
+
+
+def _check(name: str, scopes: frozenset[Scope], expires_in: timedelta | None) -> None:
+    errors = []
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        errors.append(FieldError("/name", "invalid_name", f"a name has 1 to {MAX_NAME} printable characters"))
+    if not scopes:
+        errors.append(FieldError("/scopes", "missing", "a key needs at least one scope: read, write, admin"))
+    if expires_in is not None and not timedelta(0) < expires_in <= MAX_EXPIRES_IN:
+        errors.append(FieldError("/expires_in", "out_of_range", f"a key expires in 1 to {MAX_EXPIRES_IN.days} days"))
+    if errors:
+        raise InvalidRequest("; ".join(error.detail for error in errors), errors=errors)

@@ -1,0 +1,298 @@
+"""Follows the active pointer: loads and warms the new model beside the old one, flips, drains, frees.
+
+Requests borrow the model in service with `lease_model`; they never wait for a load. Whatever goes wrong with a new
+model, the one before it goes on serving, and `status()` says so.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from service.adapters import repository, states
+from service.adapters.artifacts import ArtifactStore, VerifiedAdapter, VerifiedBase
+from service.adapters.integrity import mark_corrupt
+from service.adapters.repository import Adapter, Base, Pointer
+from service.adapters.states import Move
+from service.errors import AdaptideError, ArtifactError, ArtifactMissing, StoreUnavailable
+from service.generation.engine import Engine, ServedModel
+from service.kit.clock import Clock
+from service.kit.db import Database
+from service.kit.poller import Poller
+from service.telemetry import ACTIVATION_SECONDS, ACTIVATIONS, SERVED_REVISION
+
+log = structlog.get_logger(__name__)
+
+FIRST_RETRY_S = 2.0  # a model that could not be loaded is tried again after this, then half as often each time
+LONGEST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationStatus:
+    """What this replica serves and how that stands to what it should.
+
+    base_id None: no model serves. adapter_version None beside a base_id: the base alone. revision: the newest one that
+    was acted upon. degraded: why something else serves than the pointer names; wanted_version is what that is.
+    settled: the pointer was read at least once and acted upon, so that readiness need not wait any longer.
+    """
+
+    settled: bool = False
+    base_id: str | None = None
+    adapter_version: str | None = None
+    revision: int | None = None
+    trained_through: datetime | None = None
+    since: datetime | None = None
+    degraded: str | None = None
+    wanted_base_id: str | None = None
+    wanted_version: str | None = None
+    store_reachable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    base: Base
+    adapter: Adapter | None
+
+    @property
+    def identity(self) -> tuple[str, str | None]:
+        return self.base.base_id, self.adapter.adapter_version if self.adapter else None
+
+    @property
+    def trained_through(self) -> datetime | None:
+        """Of the newest part that knows."""
+        return (self.adapter.trained_through if self.adapter else None) or self.base.trained_through
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A model with the number of its users; it is closed when it is retired and the last one has left."""
+
+    model: ServedModel
+    users: int = 0
+    retired: bool = False
+
+
+class Activation:
+    """One per process. start() and stop() once each; everything else from any thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        artifacts: ArtifactStore,
+        engine: Engine,
+        poll_interval: timedelta,
+        *,
+        warm: Callable[[ServedModel], None] = lambda model: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """warm: run on each new model before it serves, such as one small generation; a failure keeps it out."""
+        self._database, self._clock, self._artifacts, self._engine = database, clock, artifacts, engine
+        self._warm, self._monotonic = warm, monotonic
+        self._poller = Poller("activation", poll_interval, self.refresh)
+        self._lock = threading.Lock()  # guards the slot and the status
+        self._refreshing = threading.Lock()  # one load at a time
+        self._slot: _Slot | None = None
+        self._status = ActivationStatus()
+        self._failures = 0
+        self._retry_at = 0.0
+        self._tried: int | None = None  # the revision that the latest attempt was for
+        self._stopped = False
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def notify(self) -> None:
+        """Look at the pointer now, without waiting for the next poll."""
+        self._poller.notify()
+
+    def stop(self) -> None:
+        """End the thread; the model is freed when its last user has left."""
+        self._poller.stop()
+        self._stopped = True
+        self._flip(None, self.status())
+
+    def status(self) -> ActivationStatus:
+        with self._lock:
+            return self._status
+
+    @contextmanager
+    def lease_model(self) -> Iterator[ServedModel | None]:
+        """The model in service, kept whole until the block ends; None while there is none."""
+        with self._lock:
+            slot = self._slot
+            if slot is not None:
+                slot.users += 1
+        try:
+            yield slot.model if slot is not None else None
+        finally:
+            if slot is not None:
+                self._leave(slot)
+
+    def refresh(self) -> ActivationStatus:
+        """Bring what serves in line with the pointer. Never raises for what a store, a file or an engine does."""
+        with self._refreshing:
+            try:
+                self._refresh()
+            except StoreUnavailable:
+                self._tried = None
+                self._note(store_reachable=False)
+            except Exception as error:  # the thread must outlive any engine
+                log.exception("activation_crashed")
+                self._fail(f"{type(error).__name__} while activating; see the log")
+            return self.status()
+
+    def _refresh(self) -> None:
+        with self._database.read() as connection:
+            pointer = repository.read_pointer(connection)
+        self._note(store_reachable=True)
+        if pointer.revision == self._tried:
+            if self.status().degraded is None or self._monotonic() < self._retry_at:
+                return
+        else:
+            self._tried, self._failures = pointer.revision, 0
+        if pointer.base_id is None:
+            self._note(settled=True, revision=pointer.revision)
+            return
+        wanted = self._target(pointer.base_id, pointer.adapter_version)
+        try:
+            self._serve(wanted, pointer, degraded=None)
+            self._failures = 0
+        except ArtifactError as error:
+            self._fall_back(wanted, pointer, error.detail)
+        except AdaptideError:
+            raise
+        except Exception as error:  # an engine fails in its own ways: out of memory, a driver, a missing library
+            log.exception("model_load_failed", base_id=pointer.base_id, adapter_version=pointer.adapter_version)
+            self._fall_back(wanted, pointer, f"the engine could not load it ({type(error).__name__}); see the log")
+
+    def _target(self, base_id: str, version: str | None) -> _Target:
+        with self._database.read() as connection:
+            base = repository.find_base(connection, base_id)
+            adapter = None if version is None else repository.find_adapter(connection, version)
+        assert base is not None  # noqa: S101  # foreign keys
+        return _Target(base, adapter)
+
+    def _fall_back(self, wanted: _Target, pointer: Pointer, reason: str) -> None:
+        """Keep the model in service if it is of the wanted base; else the last good adapter, the base, or nothing."""
+        held = self.status()
+        log.error(
+            "activation_failed", adapter_version=pointer.adapter_version, revision=pointer.revision, reason=reason
+        )
+        if self._slot is None or held.base_id != wanted.base.base_id:
+            for target in self._good_before(wanted):
+                try:
+                    self._serve(target, pointer, degraded=reason)
+                    break
+                except ArtifactError as error:
+                    log.error("fallback_failed", adapter_version=target.identity[1], reason=error.detail)
+                except AdaptideError:
+                    raise
+                except Exception:  # as in _refresh
+                    log.exception("fallback_failed", adapter_version=target.identity[1])
+        self._note(
+            revision=pointer.revision, wanted_base_id=wanted.base.base_id, wanted_version=pointer.adapter_version
+        )
+        self._fail(reason)
+
+    def _good_before(self, wanted: _Target) -> list[_Target]:
+        """What served before under the wanted base, latest first, ending with the base alone."""
+        base_id, version = wanted.identity
+        with self._database.read() as connection:
+            moves = [Move(row.action, row.to_version) for row in repository.activations_of_base(connection, base_id)]
+            adapter_states = repository.states_of(connection, base_id)
+        good = [
+            earlier
+            for earlier in reversed(states.served_stack(moves)[:-1])
+            if earlier not in (None, version) and adapter_states[earlier] in states.RESTORABLE
+        ]
+        latest_first = list(dict.fromkeys(good)) + ([None] if version is not None else [])
+        return [self._target(base_id, earlier) for earlier in latest_first]
+
+    def _serve(self, target: _Target, pointer: Pointer, *, degraded: str | None) -> None:
+        """Verify, load, warm and flip. Raises ArtifactError, or what the engine raises; then nothing has changed."""
+        base_id, version = target.identity
+        status = ActivationStatus(
+            settled=True,
+            base_id=base_id,
+            adapter_version=version,
+            revision=pointer.revision,
+            trained_through=target.trained_through,
+            since=self._clock(),
+            degraded=degraded,
+            wanted_base_id=pointer.base_id,
+            wanted_version=pointer.adapter_version,
+        )
+        held = self.status()
+        if self._slot is not None and (held.base_id, held.adapter_version) == target.identity:
+            self._note(revision=pointer.revision, degraded=degraded, wanted_base_id=base_id, wanted_version=version)
+            SERVED_REVISION.set(pointer.revision)
+            return
+        began = self._monotonic()
+        base = self._artifacts.open_base(base_id, target.base.digest)
+        model = self._engine.load(base, self._open(target, base))
+        try:
+            self._warm(model)
+        except BaseException:
+            model.close()
+            raise
+        self._flip(_Slot(model), status)
+        seconds = self._monotonic() - began
+        ACTIVATIONS.labels("degraded" if degraded else "ok").inc()
+        ACTIVATION_SECONDS.observe(seconds)
+        SERVED_REVISION.set(pointer.revision)
+        log.info(
+            "model_activated", base_id=base_id, adapter_version=version, revision=pointer.revision, seconds=seconds
+        )
+
+    def _open(self, target: _Target, base: VerifiedBase) -> VerifiedAdapter | None:
+        adapter = target.adapter
+        if adapter is None:
+            return None
+        try:
+            return self._artifacts.open_adapter(adapter.adapter_version, adapter.digest, base)
+        except ArtifactMissing:  # perhaps only out of reach from here
+            raise
+        except ArtifactError as error:
+            mark_corrupt(self._database, self._clock, adapter.adapter_version, error.detail, actor="service")
+            raise
+
+    def _flip(self, slot: _Slot | None, status: ActivationStatus) -> None:
+        with self._lock:
+            old, self._slot, self._status = self._slot, slot, status
+            if self._stopped and slot is not None:  # loaded while the thread was being stopped
+                old, self._slot = slot, None
+            drained = old is not None and old.users == 0
+            if old is not None:
+                old.retired = True
+        if old is not None and drained:
+            _close(old.model)
+
+    def _leave(self, slot: _Slot) -> None:
+        with self._lock:
+            slot.users -= 1
+            last = slot.retired and slot.users == 0
+        if last:
+            _close(slot.model)
+
+    def _fail(self, reason: str) -> None:
+        """Flag the failure and put the next attempt off, longer each time."""
+        self._retry_at = self._monotonic() + min(FIRST_RETRY_S * 2**self._failures, LONGEST_RETRY_S)
+        self._failures += 1
+        ACTIVATIONS.labels("failed").inc()
+        self._note(settled=True, degraded=reason)
+
+    def _note(self, **changes: object) -> None:
+        with self._lock:
+            self._status = replace(self._status, **changes)  # type: ignore[arg-type]  # names are checked by replace
+
+
+def _close(model: ServedModel) -> None:
+    try:
+        model.close()
+    except Exception:  # freeing an old model must not fail the request that used it last
+        log.exception("model_close_failed", adapter_version=model.adapter_version)

@@ -1,0 +1,163 @@
+"""What a plain LoRA for one base must look like: its configuration, names, shapes and the size of its numbers."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.adapters.tensors import decode_float32, is_finite, read_all
+from service.errors import ArtifactError
+
+PROJECTIONS = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+}
+MAX_RANK = 1024  # cumulative methods export stacked ranks
+MAX_SCALE = 64.0  # alpha / r; the paper's is 2
+# Frobenius norm of one tensor. PEFT initialises A to about sqrt(r / 3): 1.6 at rank 8, 18 at rank 1024.
+MAX_NORM = 1_000.0
+
+_NAME = re.compile(
+    r"base_model\.model\.model\.layers\.(0|[1-9]\d{0,4})\.(self_attn|mlp)\.([a-z]+_proj)\.lora_([AB])\.weight"
+)
+
+# Keys of PEFT's LoraConfig that say nothing about what is computed at inference.
+_FREE = {"peft_version", "lora_dropout", "inference_mode", "qalora_group_size"}
+# Keys that PEFT acts on when it loads: an initialisation such as pissa rewrites the base's weights, a core is imported.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "init_lora_weights": (None, True, False, "gaussian"),
+    "megatron_core": (None, "megatron.core"),
+}
+_INERT: tuple[object, ...] = (None, False, "", [], {})
+_READ = {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """The sizes of a base that decide an adapter's shapes."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """heads x head size: rows of q_proj."""
+    key_value: int
+    """key-value heads x head size: rows of k_proj and v_proj."""
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Dimensions":
+        """From a Hugging Face config.json. Raises ArtifactError when a size is missing or no count."""
+
+        def count(name: str, default: int | None = None) -> int:
+            value = config.get(name)
+            value = default if value is None else value
+            if type(value) is not int or not 1 <= value <= 2**24:
+                raise ArtifactError(
+                    f"the base's config.json gives {name} = {value!r}, which is no size; build the base again"
+                )
+            return value
+
+        hidden, heads = count("hidden_size"), count("num_attention_heads")
+        head = count("head_dim", hidden // heads)
+        return cls(
+            layers=count("num_hidden_layers"),
+            hidden=hidden,
+            intermediate=count("intermediate_size"),
+            attention=heads * head,
+            key_value=count("num_key_value_heads", heads) * head,
+        )
+
+    def of_projection(self, projection: str) -> tuple[int, int]:
+        """(rows, columns) of the weight that `projection` adapts."""
+        return {
+            "q_proj": (self.attention, self.hidden),
+            "k_proj": (self.key_value, self.hidden),
+            "v_proj": (self.key_value, self.hidden),
+            "o_proj": (self.hidden, self.attention),
+            "gate_proj": (self.intermediate, self.hidden),
+            "up_proj": (self.intermediate, self.hidden),
+            "down_proj": (self.hidden, self.intermediate),
+        }[projection]
+
+
+def check_config(config: object, base_id: str) -> dict[str, Any]:
+    """`config` itself when it describes a plain LoRA for `base_id` (or names no base). Raises ArtifactError.
+
+    A key that is not known must be null, false or empty: what a later PEFT adds is refused once it is switched on.
+    """
+    if not isinstance(config, dict):
+        raise ArtifactError("adapter_config.json is not an object")
+    for key, value in config.items():
+        if key not in _READ | _FREE and value not in _FIXED.get(key, _INERT):
+            raise ArtifactError(
+                f"adapter_config.json sets {key}, which is no plain LoRA; export the adapter without it"
+            )
+    if config.get("peft_type") != "LORA":
+        raise ArtifactError(f"adapter_config.json has peft_type {config.get('peft_type')!r}; only LORA is served")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ArtifactError(f"adapter_config.json has task_type {config.get('task_type')!r}; CAUSAL_LM is expected")
+    if config.get("bias", "none") != "none":
+        raise ArtifactError("adapter_config.json trains biases; only bias none is served")
+    if config.get("base_model_name_or_path") not in (None, base_id):
+        raise ArtifactError(f"adapter_config.json names another base model; write null or {base_id!r}")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise ArtifactError(f"adapter_config.json has r {rank!r}; 1 to {MAX_RANK} are served")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha / rank <= MAX_SCALE:
+        raise ArtifactError(
+            f"adapter_config.json has lora_alpha {alpha!r}; above 0 and at most {MAX_SCALE:g} times r are served"
+        )
+    targets = config.get("target_modules")
+    if (
+        not isinstance(targets, list)
+        or not targets
+        or not all(isinstance(t, str) and t in PROJECTIONS for t in targets)
+    ):
+        raise ArtifactError(f"adapter_config.json must list target_modules among {', '.join(PROJECTIONS)}")
+    if len(set(targets)) != len(targets):
+        raise ArtifactError("adapter_config.json lists a target module twice")
+    return config
+
+
+def read_weights(data: bytes, config: dict[str, Any], dimensions: Dimensions) -> dict[str, NDArray[np.float32]]:
+    """PEFT name -> float32 A [r, columns] or B [rows, r], for every target module of every layer and nothing else.
+
+    data: a whole safetensors file; config: what check_config returned. Raises ArtifactError.
+    """
+    rank, tensors = config["r"], read_all(data)
+    wanted = expected_shapes(config["target_modules"], rank, dimensions)
+    for name in tensors:
+        if name not in wanted:
+            known = (
+                "a layer or module that the base or target_modules does not have"
+                if _NAME.fullmatch(name)
+                else "no LoRA tensor"
+            )
+            raise ArtifactError(f"tensor {name[:120]!r} is {known}")
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise ArtifactError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    weights = {}
+    for name, info in tensors.items():
+        if info.shape != wanted[name]:
+            raise ArtifactError(f"tensor {name!r} has shape {list(info.shape)}, the base needs {list(wanted[name])}")
+        if not is_finite(info.dtype, data[info.start : info.end]):
+            raise ArtifactError(f"tensor {name!r} holds numbers that are not finite; the training run diverged")
+        weights[name] = decode_float32(info, data)
+        norm = float(np.linalg.norm(weights[name].astype(np.float64)))
+        if norm > MAX_NORM:
+            raise ArtifactError(f"tensor {name!r} has norm {norm:.3g}, above {MAX_NORM:g}; the training run diverged")
+    return weights
+
+
+def expected_shapes(targets: list[str], rank: int, dimensions: Dimensions) -> dict[str, tuple[int, int]]:
+    """PEFT name -> shape of every tensor of a LoRA of `rank` on `targets`."""
+    shapes = {}
+    for layer in range(dimensions.layers):
+        for target in targets:
+            rows, columns = dimensions.of_projection(target)
+            module = f"base_model.model.model.layers.{layer}.{PROJECTIONS[target]}.{target}"
+            shapes[f"{module}.lora_A.weight"] = (rank, columns)
+            shapes[f"{module}.lora_B.weight"] = (rows, rank)
+    return shapes

@@ -1,0 +1,40 @@
+"""Holds the active base's codec, so that a new item gets its codes in the transaction that stores it."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from service.catalog.service import ActiveCodec, Codec, active_base_id, encode_missing
+from service.kit.db import Database
+from service.kit.poller import Poller
+
+
+class CodecFollower:
+    """`active` is the codec in force. Items that came in without codes (imports) are encoded in the background."""
+
+    def __init__(self, database: Database, interval: timedelta, open_codec: Callable[[str], Codec]) -> None:
+        """open_codec: base id -> its codec, verified; may raise ArtifactError (then it is tried again)."""
+        self._database = database
+        self._open_codec = open_codec
+        self._active: ActiveCodec | None = None
+        self._poller = Poller("codec-follower", interval, self.refresh)
+
+    def active(self) -> ActiveCodec | None:
+        """None until a base is active and its codec is loaded."""
+        return self._active
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def stop(self) -> None:
+        self._poller.stop()
+
+    def refresh(self) -> None:
+        """Follow the active base and encode what lacks codes."""
+        with self._database.read() as connection:
+            base_id = active_base_id(connection)
+        if base_id is None:
+            self._active = None
+            return
+        if self._active is None or self._active.base_id != base_id:
+            self._active = ActiveCodec(base_id, self._open_codec(base_id))
+        encode_missing(self._database, self._active)

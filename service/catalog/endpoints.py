@@ -1,0 +1,40 @@
+"""PUT /v1/items, GET and DELETE /v1/items/{item_id}."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from service.access.endpoints import Reader, Writer
+from service.catalog import service
+from service.catalog.schemas import ItemBatch, ItemView, PutReport
+from service.kit.fields import Identifier
+from service.wiring import ServicesDep
+
+router = APIRouter(tags=["items"])
+
+ItemId = Annotated[Identifier, Path()]
+
+
+@router.put("/v1/items")
+def put_items(services: ServicesDep, principal: Writer, batch: ItemBatch) -> PutReport:
+    """Create or replace up to 500 items, all or none: one wrong item refuses the request and says which (422).
+
+    New items get their semantic ID at once and can be recommended within a second. An item keeps its semantic ID when
+    its text changes. A deleted item comes back.
+    """
+    report = service.put_items(services.database, services.clock, batch.items, services.codec())
+    services.catalogue.notify()
+    return report
+
+
+@router.get("/v1/items/{item_id:path}")
+def read_item(services: ServicesDep, principal: Reader, item_id: ItemId) -> ItemView:
+    """One item with its semantic ID."""
+    return service.get_item(services.database, item_id)
+
+
+@router.delete("/v1/items/{item_id:path}", status_code=204)
+def delete_item(services: ServicesDep, principal: Writer, item_id: ItemId) -> None:
+    """Hide an item from recommendations at once. It stays known for training; PUT brings it back."""
+    service.delete_item(services.database, services.clock, item_id)
+    services.catalogue.refresh()

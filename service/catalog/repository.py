@@ -1,0 +1,175 @@
+"""SQL of items. Whoever writes calls lock_revision first: catalogue writes happen one after the other."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from service.catalog.tables import catalog_revision, items
+
+Codes = tuple[int, int, int, int]
+
+_CODES = (items.c.code_0, items.c.code_1, items.c.code_2, items.c.code_3)
+_CONTENT = ("title", "description", "categories", "brand", "available")
+_IN_CHUNK = 5_000  # ids in one IN list; SQLite takes 32,766 parameters
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """A row. codes: None until the item is encoded for base `base_id`. deleted_at: hidden, kept for training."""
+
+    item_id: str
+    title: str
+    description: str | None
+    categories: tuple[str, ...]
+    brand: str | None
+    available: bool
+    deleted_at: datetime | None
+    base_id: str | None
+    codes: Codes | None
+    created_at: datetime
+    updated_at: datetime
+    revision: int
+
+    @property
+    def servable(self) -> bool:
+        """Whether it may be recommended (once it has codes)."""
+        return self.available and self.deleted_at is None
+
+
+def lock_revision(connection: Connection) -> int:
+    """The present catalogue revision; no other transaction can change the catalogue until this one ends."""
+    query = sa.select(catalog_revision.c.revision).where(catalog_revision.c.id == 1).with_for_update()
+    revision: int = connection.execute(query).scalar_one()
+    return revision
+
+
+def current_revision(connection: Connection) -> int:
+    query = sa.select(catalog_revision.c.revision).where(catalog_revision.c.id == 1)
+    revision: int = connection.execute(query).scalar_one()
+    return revision
+
+
+def next_revision(connection: Connection) -> int:
+    """A new revision for this transaction's writes; locks as lock_revision does, so revisions commit in order."""
+    change = catalog_revision.update().where(catalog_revision.c.id == 1)
+    change = change.values(revision=catalog_revision.c.revision + 1)
+    revision: int = connection.execute(change.returning(catalog_revision.c.revision)).scalar_one()
+    return revision
+
+
+def by_ids(connection: Connection, item_ids: Collection[str]) -> dict[str, StoredItem]:
+    """Those of `item_ids` that exist, deleted ones too."""
+    found: dict[str, StoredItem] = {}
+    for chunk in _chunks(item_ids):
+        for row in connection.execute(sa.select(items).where(items.c.item_id.in_(chunk))):
+            found[row.item_id] = _item(row)
+    return found
+
+
+def known(connection: Connection, item_ids: Collection[str]) -> set[str]:
+    """Those of `item_ids` that have a row; a deleted item is known, since training keeps it."""
+    found: set[str] = set()
+    for chunk in _chunks(item_ids):
+        found.update(connection.scalars(sa.select(items.c.item_id).where(items.c.item_id.in_(chunk))))
+    return found
+
+
+def changed_since(connection: Connection, revision: int, limit: int | None = None) -> list[StoredItem]:
+    """Items written after `revision`, in order of (revision, item_id), deleted ones too.
+
+    About `limit` at most: the last revision is always whole, so reading goes on from the last row's revision.
+    """
+    order = (items.c.revision, items.c.item_id)
+    rows = connection.execute(sa.select(items).where(items.c.revision > revision).order_by(*order).limit(limit)).all()
+    found = [_item(row) for row in rows]
+    if limit is not None and len(found) == limit:
+        last = found[-1]
+        rest = sa.select(items).where(items.c.revision == last.revision, items.c.item_id > last.item_id)
+        found += [_item(row) for row in connection.execute(rest.order_by(*order))]
+    return found
+
+
+def count(connection: Connection) -> int:
+    """Items that are not deleted."""
+    return connection.execute(sa.select(sa.func.count()).where(items.c.deleted_at.is_(None))).scalar_one()
+
+
+def put_many(connection: Connection, rows: Sequence[Mapping[str, Any]], *, now: datetime, revision: int) -> None:
+    """Insert or replace whole items; undeletes; codes and created_at of an existing row stay.
+
+    rows: mappings with item_id, title, description, categories, brand, available.
+    """
+    if not rows:
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(items)
+    fresh = {name: statement.excluded[name] for name in (*_CONTENT, "deleted_at", "updated_at", "revision")}
+    statement = statement.on_conflict_do_update(index_elements=[items.c.item_id], set_=fresh)
+    stamps = {"deleted_at": None, "created_at": now, "updated_at": now, "revision": revision}
+    connection.execute(statement, [{**row, **stamps} for row in rows])
+
+
+def delete(connection: Connection, item_id: str, *, now: datetime, revision: int) -> bool:
+    """Hide the item; whether there was one to hide."""
+    change = items.update().where(items.c.item_id == item_id, items.c.deleted_at.is_(None))
+    return connection.execute(change.values(deleted_at=now, updated_at=now, revision=revision)).rowcount == 1
+
+
+def without_codes(connection: Connection, base_id: str) -> list[StoredItem]:
+    """Items that base `base_id` has not encoded, deleted ones too (training wants their codes), by item_id."""
+    lacking = sa.or_(items.c.base_id.is_(None), items.c.base_id != base_id)
+    return [_item(row) for row in connection.execute(sa.select(items).where(lacking).order_by(items.c.item_id))]
+
+
+def taken_codes(connection: Connection, base_id: str) -> set[Codes]:
+    """The semantic IDs that items have under base `base_id`."""
+    return {(a, b, c, d) for a, b, c, d in connection.execute(sa.select(*_CODES).where(items.c.base_id == base_id))}
+
+
+def set_codes(connection: Connection, base_id: str, codes: Mapping[str, Codes], *, revision: int) -> None:
+    """Give items their codes under base `base_id`."""
+    if not codes:
+        return
+    change = (
+        items.update()
+        .where(items.c.item_id == sa.bindparam("wanted"))
+        .values(
+            base_id=base_id,
+            revision=revision,
+            **{column.name: sa.bindparam(f"level_{level}") for level, column in enumerate(_CODES)},
+        )
+    )
+    rows = [
+        {"wanted": item_id, **{f"level_{level}": code for level, code in enumerate(own)}}
+        for item_id, own in codes.items()
+    ]
+    connection.execute(change, rows)
+
+
+def _chunks(ids: Collection[str]) -> Iterator[list[str]]:
+    ordered = sorted(set(ids))
+    for start in range(0, len(ordered), _IN_CHUNK):
+        yield ordered[start : start + _IN_CHUNK]
+
+
+def _item(row: sa.Row[Any]) -> StoredItem:
+    codes = None if row.code_0 is None else (row.code_0, row.code_1, row.code_2, row.code_3)
+    return StoredItem(
+        item_id=row.item_id,
+        title=row.title,
+        description=row.description,
+        categories=tuple(row.categories),
+        brand=row.brand,
+        available=row.available,
+        deleted_at=row.deleted_at,
+        base_id=row.base_id,
+        codes=codes,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        revision=row.revision,
+    )

@@ -1,0 +1,148 @@
+"""The catalogue: put, show, hide items, and give them the active base's codes in the same transaction."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from service.adapters.tables import active_adapter
+from service.catalog import repository
+from service.catalog.repository import Codes, StoredItem
+from service.catalog.schemas import Item, ItemView, PutReport
+from service.errors import FieldError, InvalidRequest, NotFound
+from service.kit.clock import Clock
+from service.kit.db import Database
+from service.telemetry import ITEM_WRITES
+
+
+class Codec(Protocol):
+    """A base's frozen tokenizer."""
+
+    def assign(self, texts: Sequence[str], taken: Iterable[Codes]) -> list[Codes]:
+        """Codes for new items, one for each text, unlike `taken` and each other where there is room."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveCodec:
+    """A codec and the base it belongs to."""
+
+    base_id: str
+    codec: Codec
+
+
+def item_text(title: str, categories: Sequence[str], brand: str | None, description: str | None) -> str:
+    """What an item's semantic ID is made from. Bases are fitted on it, so a change needs a new base."""
+    parts = (title, ", ".join(categories), brand or "", description or "")
+    return ". ".join(part.strip() for part in parts if part.strip())
+
+
+def put_items(database: Database, clock: Clock, items: Sequence[Item], active: ActiveCodec | None = None) -> PutReport:
+    """Create, replace or bring back items in one transaction, and encode those that lack the active base's codes.
+
+    An item keeps its codes when its text changes: the model knows it by them. Any number of items may be given, each
+    id once. Raises InvalidRequest when an id occurs twice; then nothing is written.
+    """
+    _refuse_repeated(items)
+    wanted = {item.item_id: item for item in items}
+    with database.write() as connection:
+        revision = repository.lock_revision(connection)
+        stored = repository.by_ids(connection, wanted.keys())
+        changed = [item for item in wanted.values() if not _same(item, stored.get(item.item_id))]
+        if changed:
+            revision = repository.next_revision(connection)
+            rows = [item.model_dump() for item in changed]
+            repository.put_many(connection, rows, now=clock(), revision=revision)
+            # A replica may still hold the previous base's codec: its codes would be wrong under the new one.
+            if active is not None and active_base_id(connection) == active.base_id:
+                assign_codes(connection, active.base_id, active.codec, revision=revision)
+    created = sum(item.item_id not in stored or stored[item.item_id].deleted_at is not None for item in changed)
+    report = PutReport(
+        created=created,
+        updated=len(changed) - created,
+        unchanged=len(wanted) - len(changed),
+        catalog_revision=revision,
+    )
+    for outcome in ("created", "updated", "unchanged"):
+        ITEM_WRITES.labels(outcome).inc(getattr(report, outcome))
+    return report
+
+
+def assign_codes(connection: Connection, base_id: str, codec: Codec, *, revision: int | None = None) -> int:
+    """Encode every item that lacks codes of base `base_id`, in order of item_id; returns how many.
+
+    Items keep the codes they have under this base. `revision`: one that this transaction took already; otherwise a
+    new one is taken when there is anything to write.
+    """
+    if revision is None:
+        repository.lock_revision(connection)
+    lacking = repository.without_codes(connection, base_id)
+    if not lacking:
+        return 0
+    texts = [item_text(item.title, item.categories, item.brand, item.description) for item in lacking]
+    codes = codec.assign(texts, repository.taken_codes(connection, base_id))
+    if revision is None:
+        revision = repository.next_revision(connection)
+    by_id = {item.item_id: own for item, own in zip(lacking, codes, strict=True)}
+    repository.set_codes(connection, base_id, by_id, revision=revision)
+    return len(by_id)
+
+
+def encode_missing(database: Database, active: ActiveCodec) -> int:
+    """assign_codes in a transaction of its own, unless another base is active by now; returns how many."""
+    with database.read() as connection:
+        if active_base_id(connection) != active.base_id or not repository.without_codes(connection, active.base_id):
+            return 0
+    with database.write() as connection:
+        if active_base_id(connection) != active.base_id:
+            return 0
+        return assign_codes(connection, active.base_id, active.codec)
+
+
+def active_base_id(connection: Connection) -> str | None:
+    """The base that the store says is served; None before the first."""
+    query = sa.select(active_adapter.c.base_id).where(active_adapter.c.id == 1)
+    base_id: str | None = connection.execute(query).scalar_one()
+    return base_id
+
+
+def get_item(database: Database, item_id: str) -> ItemView:
+    """Raises NotFound for an unknown or deleted item."""
+    with database.read() as connection:
+        item = repository.by_ids(connection, [item_id]).get(item_id)
+    if item is None or item.deleted_at is not None:
+        raise _unknown()
+    return ItemView.model_validate(item, from_attributes=True)
+
+
+def delete_item(database: Database, clock: Clock, item_id: str) -> None:
+    """Hide the item from recommendations; training keeps it. Raises NotFound for an unknown or deleted item."""
+    with database.write() as connection:
+        revision = repository.next_revision(connection)
+        if not repository.delete(connection, item_id, now=clock(), revision=revision):
+            raise _unknown()
+
+
+def _unknown() -> NotFound:
+    return NotFound("the catalogue has no such item; PUT /v1/items adds it")
+
+
+def _refuse_repeated(items: Sequence[Item]) -> None:
+    first: dict[str, int] = {}
+    repeated = [i for i, item in enumerate(items) if first.setdefault(item.item_id, i) != i]
+    if repeated:
+        errors = [
+            FieldError(f"/items/{i}/item_id", "repeated", "this id occurs earlier in the request") for i in repeated
+        ]
+        raise InvalidRequest("each item may occur once in a request", errors=errors)
+
+
+def _same(item: Item, stored: StoredItem | None) -> bool:
+    return (
+        stored is not None
+        and stored.deleted_at is None
+        and (item.title, item.description, tuple(item.categories), item.brand, item.available)
+        == (stored.title, stored.description, stored.categories, stored.brand, stored.available)
+    )

@@ -1,0 +1,150 @@
+"""SQL of events."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from service.events.tables import events
+from service.recommend.tables import recommendations
+
+_ROW = ("event_id", "user_id", "item_id", "event_type", "occurred_at", "received_at", "value")
+_COLUMNS = [events.c.seq, *(events.c[n] for n in (*_ROW, "recommendation_id", "position", "properties"))]
+
+
+def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Insert those whose event_id is not known yet; returns event_id -> seq of exactly those."""
+    if not rows:
+        return {}
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        insert(events)
+        .on_conflict_do_nothing(index_elements=[events.c.event_id])
+        .returning(events.c.event_id, events.c.seq)
+    )
+    return {row.event_id: row.seq for row in connection.execute(statement, list(rows))}
+
+
+def hashes(connection: Connection, event_ids: Collection[str]) -> dict[str, str]:
+    """event_id -> body hash of those that are stored."""
+    if not event_ids:
+        return {}
+    query = sa.select(events.c.event_id, events.c.body_hash).where(events.c.event_id.in_(event_ids))
+    return {row.event_id: row.body_hash for row in connection.execute(query)}
+
+
+def latest_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
+    """Item ids of the user's last `limit` interactions, newest first; an item occurs as often as it was used.
+
+    Newest is the latest occurred_at, then the latest stored.
+    """
+    query = (
+        sa.select(events.c.item_id)
+        .where(*_interactions(user_id, ignored_types))
+        .order_by(events.c.occurred_at.desc(), events.c.seq.desc())
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def seen_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
+    """The last `limit` distinct items that the user interacted with, most recent first."""
+    latest = sa.func.max(events.c.occurred_at)
+    query = (
+        sa.select(events.c.item_id)
+        .where(*_interactions(user_id, ignored_types))
+        .group_by(events.c.item_id)
+        .order_by(latest.desc(), sa.func.max(events.c.seq).desc())
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def _interactions(user_id: str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
+    wanted = [events.c.user_id == user_id]
+    if ignored_types:
+        wanted.append(events.c.event_type.not_in(sorted(ignored_types)))
+    return wanted
+
+
+def interactions_after(connection: Connection, seq: int, limit: int) -> list[Any]:
+    """Up to `limit` events after sequence number `seq`, in its order: rows of seq, user_id, item_id, event_type,
+    occurred_at. On PostgreSQL a transaction that commits late can add a row below one that was read already.
+    """
+    columns = (events.c.seq, events.c.user_id, events.c.item_id, events.c.event_type, events.c.occurred_at)
+    query = sa.select(*columns).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+    return list(connection.execute(query))
+
+
+def max_seq(connection: Connection) -> int:
+    """The highest sequence number that is visible; 0 when there are no events.
+
+    On PostgreSQL a lower one may still be on its way: sealing a window needs more than this.
+    """
+    return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
+
+
+def page(connection: Connection, user_id: str, *, limit: int, before_seq: int | None) -> list[Mapping[str, Any]]:
+    """Up to `limit` of the user's events older than event `before_seq`, newest first; none when that one is gone."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(events.c.user_id == user_id)
+        .order_by(events.c.occurred_at.desc(), events.c.seq.desc())
+        .limit(limit)
+    )
+    if before_seq is not None:
+        at = connection.scalar(
+            sa.select(events.c.occurred_at).where(events.c.seq == before_seq, events.c.user_id == user_id)
+        )
+        if at is None:
+            return []
+        query = query.where(
+            sa.or_(events.c.occurred_at < at, sa.and_(events.c.occurred_at == at, events.c.seq < before_seq))
+        )
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def erase_user(connection: Connection, user_id: str) -> tuple[int, int]:
+    """Delete the user's events and recommendations; returns how many of each."""
+    gone = connection.execute(events.delete().where(events.c.user_id == user_id)).rowcount
+    forgotten = connection.execute(recommendations.delete().where(recommendations.c.user_id == user_id)).rowcount
+    return gone, forgotten
+
+
+def window_interactions(
+    connection: Connection, after_seq: int, through_seq: int, ignored_types: Collection[str] = ()
+) -> list[Any]:
+    """(user_id, item_id, occurred_at, seq) with after_seq < seq <= through_seq, by user, then time, then sequence."""
+    query = (
+        sa.select(events.c.user_id, events.c.item_id, events.c.occurred_at, events.c.seq)
+        .where(events.c.seq > after_seq, events.c.seq <= through_seq)
+        .order_by(events.c.user_id, events.c.occurred_at, events.c.seq)
+    )
+    if ignored_types:
+        query = query.where(events.c.event_type.not_in(sorted(ignored_types)))
+    return list(connection.execute(query))
+
+
+def earlier_interactions(
+    connection: Connection, user_ids: Collection[str], through_seq: int, limit: int, ignored_types: Collection[str] = ()
+) -> list[Any]:
+    """(user_id, item_id) of each user's last `limit` interactions with seq <= through_seq, by user, oldest first."""
+    recency = (events.c.occurred_at.desc(), events.c.seq.desc())
+    numbered = sa.select(
+        events.c.user_id,
+        events.c.item_id,
+        sa.func.row_number().over(partition_by=events.c.user_id, order_by=recency).label("age"),
+    ).where(events.c.user_id.in_(user_ids), events.c.seq <= through_seq)
+    if ignored_types:
+        numbered = numbered.where(events.c.event_type.not_in(sorted(ignored_types)))
+    last = numbered.subquery()
+    query = sa.select(last.c.user_id, last.c.item_id).where(last.c.age <= limit)
+    return list(connection.execute(query.order_by(last.c.user_id, last.c.age.desc())))
+
+
+def item_ids_through(connection: Connection, through_seq: int) -> set[str]:
+    """Items that occur in events up to `through_seq`."""
+    query = sa.select(events.c.item_id).where(events.c.seq <= through_seq).distinct()
+    return set(connection.scalars(query))

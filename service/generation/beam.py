@@ -1,0 +1,118 @@
+"""Constrained beam search whose beams share one cache (DESIGN.md, ideas 4 and 5).
+
+The prompt is prefilled once. At each level the beams are K query positions appended to the cache; beam j sees the
+prompt, its own ancestors and itself through a boolean mask that is carried along by a gather on the parent index.
+Nothing in the cache is copied or reordered, and the fourth code is never decoded: 1 prefill + 3 small forwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from service.catalog.trie import Trie
+from service.generation.backbone import Backbone
+from service.generation.engine import LEVELS
+
+
+@dataclass(frozen=True, eq=False)
+class TrieTensors:
+    """A Trie on a device.
+
+    code: per depth 1..4, int64 [nodes].
+    child_start: per depth 0..3, int64 [nodes + 1].
+    width: per depth 0..3, the most children that a node has.
+    """
+
+    code: tuple[Tensor, ...]
+    child_start: tuple[Tensor, ...]
+    width: tuple[int, ...]
+    leaves: int
+
+    @classmethod
+    def of(cls, trie: Trie, device: torch.device) -> "TrieTensors":
+        return cls(
+            code=tuple(torch.from_numpy(codes).long().to(device) for codes in trie.code),
+            child_start=tuple(torch.from_numpy(s).to(device) for s in trie.child_start),
+            width=tuple(int((s[1:] - s[:-1]).max(initial=0)) for s in trie.child_start),
+            leaves=trie.leaves,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Beams:
+    """nodes, parent: int64 [batch, k]; scores: float32 [batch, k], -inf for a beam that leads nowhere."""
+
+    nodes: Tensor
+    parent: Tensor
+    scores: Tensor
+
+
+def expand(trie: TrieTensors, depth: int, beams: Beams, logp: Tensor, dead: Tensor | None, width: int) -> Beams:
+    """The best `width` live children of all beams.
+
+    depth: 0..3, the depth of `beams.nodes`. logp: float32 [batch, k, 256], log-softmax over the next level's codes.
+    dead: sorted int64 keys request * nodes + node of pruned children, or None.
+    """
+    batch = beams.nodes.shape[0]
+    nodes = trie.code[depth].shape[0]
+    start = trie.child_start[depth]
+    first = start[beams.nodes]
+    offset = torch.arange(trie.width[depth], device=logp.device)
+    child = first[..., None] + offset
+    live = offset < (start[beams.nodes + 1] - first)[..., None]
+    child = child.clamp(max=nodes - 1)
+    if dead is not None:
+        key = torch.arange(batch, device=logp.device)[:, None, None] * nodes + child
+        place = torch.searchsorted(dead, key).clamp(max=len(dead) - 1)
+        live &= dead[place] != key
+    total = beams.scores[..., None] + logp.gather(-1, trie.code[depth][child])
+    total = total.masked_fill(~live, -torch.inf).flatten(1)
+    scores, chosen = total.topk(min(width, total.shape[1]), dim=1)
+    return Beams(child.flatten(1).gather(1, chosen), chosen // trie.width[depth], scores)
+
+
+@torch.inference_mode()
+def beam_search(
+    backbone: Backbone, prompts: Tensor, lengths: Tensor, trie: TrieTensors, dead: Sequence[Tensor | None], width: int
+) -> tuple[Tensor, Tensor]:
+    """The best leaves of the trie for each prompt.
+
+    prompts: int64 [batch, longest], padded on the right; lengths: int64 [batch], at least 1.
+    dead: per depth 0..3 the keys that `expand` takes. width: beams.
+    Returns leaves int64 [batch, k] and scores float32 [batch, k] falling, k <= width; a slot with score -inf is empty.
+    """
+    batch, longest = prompts.shape
+    device = prompts.device
+    if trie.leaves == 0:
+        return torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
+    rows = torch.arange(batch, device=device)
+    cache = DynamicCache()
+    # Padded on the right, so plain causal attention already hides the padding from every real position.
+    hidden = backbone.decoder(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state
+    logp = _level_log_softmax(backbone, hidden[rows, lengths - 1][:, None], 0)
+    root = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    beams = expand(trie, 0, Beams(root, root, torch.zeros(batch, 1, device=device)), logp, dead[0], width)
+    visible = (torch.arange(longest, device=device) < lengths[:, None])[:, None]  # [batch, beams of before, keys]
+    for depth in range(1, LEVELS):
+        count = beams.nodes.shape[1]
+        mine = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        ancestors = visible.gather(1, beams.parent[..., None].expand(-1, -1, visible.shape[2]))
+        visible = torch.cat([ancestors, mine], dim=2)
+        tokens = backbone.first_code_token + 256 * (depth - 1) + trie.code[depth - 1][beams.nodes]
+        hidden = backbone.decoder(
+            input_ids=tokens,
+            attention_mask=visible[:, None],
+            position_ids=(lengths + depth - 1)[:, None].expand(-1, count),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        beams = expand(trie, depth, beams, _level_log_softmax(backbone, hidden, depth), dead[depth], width)
+    return beams.nodes, beams.scores
+
+
+def _level_log_softmax(backbone: Backbone, hidden: Tensor, level: int) -> Tensor:
+    """float32 [..., 256]: the score's per-level softmax (DESIGN.md, idea 3)."""
+    return torch.log_softmax((hidden @ backbone.head[level].T).float(), dim=-1)

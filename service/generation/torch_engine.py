@@ -1,0 +1,113 @@
+"""The torch engine: in-process, LoRA merged, shared-cache beam search."""
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.catalog.trie import Trie
+from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
+from service.generation.beam import TrieTensors, beam_search
+from service.generation.engine import LEVELS, Generated, GenerationRequest
+from service.generation.prompt import PAD, compact_prompt
+
+if TYPE_CHECKING:
+    from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
+
+
+class TorchModel:
+    """A ServedModel over one merged backbone."""
+
+    def __init__(self, backbone: Backbone, base_id: str, adapter_version: str | None, least_beams: int) -> None:
+        self.backbone = backbone
+        self.base_id = base_id
+        self.adapter_version = adapter_version
+        self._least_beams = least_beams
+        self._trie: tuple[Trie, TrieTensors] | None = None
+
+    def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
+        """See ServedModel. Requests of unlike beam width run apart: an answer never depends on who shared its batch."""
+        widths: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            widths.setdefault(max(self._least_beams, request.limit), []).append(i)
+        answers: dict[int, Generated] = {}
+        for width, places in widths.items():
+            found = self._search([requests[i] for i in places], trie, width)
+            answers |= dict(zip(places, found, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _search(self, requests: Sequence[GenerationRequest], trie: Trie, width: int) -> list[Generated]:
+        device = self.backbone.device
+        prompts, lengths = pad_prompts([compact_prompt(r.history, self.backbone.first_code_token) for r in requests])
+        leaves, scores = beam_search(
+            self.backbone,
+            prompts.to(device),
+            lengths.to(device),
+            self._tensors(trie),
+            dead_keys([r.excluded for r in requests], trie, device),
+            width,
+        )
+        found = []
+        for request, leaf, score in zip(requests, leaves.cpu().numpy(), scores.cpu().numpy(), strict=True):
+            kept = np.isfinite(score)
+            kept[request.limit :] = False
+            found.append(Generated(leaf[kept], score[kept].astype(np.float32)))
+        return found
+
+    def _tensors(self, trie: Trie) -> TrieTensors:
+        held = self._trie
+        if held is None or held[0] is not trie:
+            held = self._trie = (trie, TrieTensors.of(trie, self.backbone.device))
+        return held[1]
+
+    def close(self) -> None:
+        self._trie = None
+        del self.backbone
+
+
+class TorchEngine:
+    """Keeps the base in memory once; every adapter is a copy of the adapted weights only."""
+
+    def __init__(self, *, device: str, dtype: str, beams: int, threads: int = 0) -> None:
+        self._device = pick_device(device)
+        self._dtype = pick_dtype(dtype, self._device)
+        self._beams = beams
+        self._base: tuple[str, Backbone] | None = None
+        self._lock = threading.Lock()
+        if threads:
+            torch.set_num_threads(threads)
+
+    def load(self, base: "VerifiedBase", adapter: "VerifiedAdapter | None") -> TorchModel:
+        with self._lock:
+            if self._base is None or self._base[0] != base.base_id:
+                self._base = (base.base_id, load_backbone(base.path / "model", self._device, self._dtype))
+            backbone = self._base[1]
+        if adapter is None:
+            return TorchModel(backbone, base.base_id, None, self._beams)
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in adapter.tensors.items()}
+        merged = merge_lora(backbone, tensors, adapter.config["lora_alpha"] / adapter.config["r"])
+        return TorchModel(merged, base.base_id, adapter.version, self._beams)
+
+
+def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """int64 [batch, longest] padded on the right, and int64 [batch] lengths."""
+    lengths = np.array([len(p) for p in prompts])
+    padded = np.full((len(prompts), int(lengths.max())), PAD, dtype=np.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def dead_keys(excluded: Sequence[NDArray[np.int64]], trie: Trie, device: torch.device) -> list[Tensor | None]:
+    """Per depth 0..3 the sorted keys of the children that each request prunes (see beam.expand); None: no pruning."""
+    per_depth: list[list[NDArray[np.int64]]] = [[] for _ in range(LEVELS)]
+    for i, leaves in enumerate(excluded):
+        if len(leaves):
+            for depth, nodes in enumerate(trie.dead_nodes(leaves)):
+                per_depth[depth].append(i * len(trie.code[depth]) + nodes)
+    keys = [np.concatenate(parts) if parts else None for parts in per_depth]
+    return [None if k is None or len(k) == 0 else torch.from_numpy(k).to(device) for k in keys]

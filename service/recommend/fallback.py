@@ -1,0 +1,66 @@
+"""Popularity of this process: filled from the store in the background, asked by every reply that needs it."""
+
+from collections.abc import Callable, Collection
+from datetime import timedelta
+
+from service.catalog.index import CatalogueIndex
+from service.events import repository
+from service.kit.db import Database
+from service.kit.poller import Poller
+from service.recommend.popularity import Popularity
+from service.recommend.ranking import Float64
+
+PAGE = 50_000
+
+
+class PopularityFollower:
+    """`by_row` gives float64 [rows] for a snapshot, the top item at 1."""
+
+    def __init__(
+        self,
+        database: Database,
+        half_life: timedelta,
+        interval: timedelta,
+        ignored_types: Collection[str],
+        index: Callable[[], CatalogueIndex],
+    ) -> None:
+        self._database = database
+        self._ignored_types = frozenset(ignored_types)
+        self._popularity = Popularity(half_life)
+        self._through_seq = 0
+        self._index = index
+        self._cached: tuple[CatalogueIndex, Float64] | None = None
+        self._poller = Poller("popularity-follower", interval, self.refresh)
+
+    def start(self) -> None:
+        self._poller.start()
+
+    def stop(self) -> None:
+        self._poller.stop()
+
+    def refresh(self) -> None:
+        """Count the events that are new since the last time. Raises StoreUnavailable.
+
+        On PostgreSQL a transaction that commits after a later one may be passed over: a few events in millions, for a
+        ranking that is an estimate anyhow; a restart counts everything again.
+        """
+        grown = False
+        while True:
+            with self._database.read() as connection:
+                rows = repository.interactions_after(connection, self._through_seq, PAGE)
+            wanted = [(r.item_id, r.occurred_at) for r in rows if r.event_type not in self._ignored_types]
+            grown |= self._popularity.add(wanted) > 0
+            if rows:
+                self._through_seq = rows[-1].seq
+            if len(rows) < PAGE:
+                break
+        index = self._index()
+        if grown or self._cached is None or self._cached[0] is not index:
+            self._cached = (index, self._popularity.by_row(index))
+
+    def by_row(self, index: CatalogueIndex) -> Float64:
+        """For exactly this snapshot; at most one interval old."""
+        cached = self._cached
+        if cached is None or cached[0] is not index:
+            cached = self._cached = (index, self._popularity.by_row(index))
+        return cached[1]

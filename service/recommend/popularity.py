@@ -1,0 +1,50 @@
+"""Recency-weighted popularity: each interaction counts 2^(-age / half-life), age in event time."""
+
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from service.catalog.index import CatalogueIndex
+from service.recommend.ranking import Float64
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Popularity:
+    """Sums that can grow event by event. Weights are kept as 2^(t / half-life - offset), so nothing decays in place."""
+
+    def __init__(self, half_life: timedelta) -> None:
+        self._half_life_s = half_life.total_seconds()
+        self._offset: float | None = None  # exponent of the newest event so far, keeps numbers in range
+        self._weights: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, interactions: Iterable[tuple[str, datetime]]) -> int:
+        """Count (item_id, occurred_at) pairs; returns how many."""
+        count = 0
+        with self._lock:
+            for item_id, at in interactions:
+                exponent = (at - EPOCH).total_seconds() / self._half_life_s
+                if self._offset is None:
+                    self._offset = exponent
+                elif exponent - self._offset > 500:  # 2^500 is far from overflow; rebase long before 2^1023
+                    factor = 2.0 ** max(self._offset - exponent, -1000.0)
+                    self._weights = {item: weight * factor for item, weight in self._weights.items()}
+                    self._offset = exponent
+                weight = 2.0 ** max(exponent - self._offset, -1000.0)
+                self._weights[item_id] = self._weights.get(item_id, 0.0) + weight
+                count += 1
+        return count
+
+    def weights(self) -> Mapping[str, float]:
+        """Item -> weight, a copy; comparable with one another only."""
+        with self._lock:
+            return dict(self._weights)
+
+    def by_row(self, index: CatalogueIndex) -> Float64:
+        """float64 [rows], the largest scaled to 1; 0 for items without interactions."""
+        found = self.weights()
+        values = np.array([found.get(item.item_id, 0.0) for item in index.items])
+        return values / values.max() if len(values) and values.max() > 0 else values

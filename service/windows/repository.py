@@ -1,0 +1,165 @@
+"""SQL of windows and evaluations."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from service.events.tables import events
+from service.windows.states import Pending, SealedBecause, WindowState
+from service.windows.tables import evaluations, windows
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One subject (candidate, incumbent, base, popularity) scored on a window's users."""
+
+    subject: str
+    users: int
+    hit_5: float
+    hit_10: float
+    ndcg_5: float
+    ndcg_10: float
+    adapter_version: str | None = None
+    comparison: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A sealed range of the event sequence, after_seq exclusive to through_seq inclusive, and what came of it."""
+
+    window_id: int
+    after_seq: int
+    through_seq: int
+    events: int
+    state: WindowState
+    sealed_at: datetime
+    sealed_because: SealedBecause
+    lease_fence: int | None
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    method: str | None
+    base_id: str | None
+    incumbent_version: str | None
+    candidate_version: str | None
+    verdict: str | None
+    reason: str | None
+    steps: list[dict[str, Any]] | None
+    statistics: dict[str, Any] | None
+    evaluations: list[Evaluation] = field(default_factory=list, kw_only=True)
+
+
+def lock_event_order(connection: Connection, timeout_s: float) -> None:
+    """Hold still until commit: every event with a lower sequence is then visible, and windows have one sealer.
+
+    Sequence numbers are given before the transaction that uses them commits, so the newest visible event may have an
+    older one still in flight, which a window sealed there would lose. An INSERT holds ROW EXCLUSIVE on its table until
+    it commits; SHARE conflicts with that, so this waits for each writer in flight and makes new ones wait before they
+    take a number (the sequence has no cache, and the lock comes before nextval). SHARE does not conflict with itself,
+    so two sealers are kept apart by the lock on windows. While this waits, writers queue behind it: hence the short
+    timeout, after which the caller tries again later. On SQLite the transaction is BEGIN IMMEDIATE: no other writes.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            sa.text("SELECT set_config('lock_timeout', :milliseconds, true)"),
+            {"milliseconds": str(int(timeout_s * 1000))},
+        )
+        connection.execute(sa.text("LOCK TABLE windows IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(sa.text("LOCK TABLE events IN SHARE MODE"))
+
+
+def last_through_seq(connection: Connection) -> int:
+    """Where the open window begins (exclusive); 0 before the first seal."""
+    highest: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(windows.c.through_seq), 0))).scalar_one()
+    return highest
+
+
+def read_pending(connection: Connection, limit: int) -> Pending:
+    """The open window, counted up to `limit` events."""
+    after = last_through_seq(connection)
+    unsealed = sa.select(events.c.received_at).where(events.c.seq > after)
+    first = connection.execute(unsealed.order_by(events.c.seq).limit(1)).scalar_one_or_none()
+    # Bounded, so that a long backlog does not make each tick slower.
+    rows = sa.select(events.c.seq).where(events.c.seq > after).limit(limit).subquery()
+    count = connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one()
+    return Pending(after, count, first)
+
+
+def measure(connection: Connection, after_seq: int, through_seq: int | None, limit: int | None) -> tuple[int, int]:
+    """(events, highest sequence) of the range after `after_seq`, up to `through_seq`, `limit` events at most."""
+    query = sa.select(events.c.seq).where(events.c.seq > after_seq).order_by(events.c.seq)
+    if through_seq is not None:
+        query = query.where(events.c.seq <= through_seq)
+    if limit is not None:
+        query = query.limit(limit)
+    rows = query.subquery()
+    count, highest = connection.execute(sa.select(sa.func.count(), sa.func.max(rows.c.seq))).one()
+    return count, highest if highest is not None else after_seq
+
+
+def insert(connection: Connection, values: Mapping[str, Any]) -> int:
+    """A new window; returns its window_id."""
+    window_id: int = connection.execute(windows.insert().values(**values).returning(windows.c.window_id)).scalar_one()
+    return window_id
+
+
+def update(connection: Connection, window_id: int, values: Mapping[str, Any]) -> None:
+    connection.execute(windows.update().where(windows.c.window_id == window_id).values(**values))
+
+
+def find(connection: Connection, window_id: int, *, lock: bool = False) -> Window | None:
+    if lock:
+        _announce_update(connection)
+    query = sa.select(windows).where(windows.c.window_id == window_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    return None if row is None else _window(row, _evaluations(connection, [window_id]).get(window_id, []))
+
+
+def in_states(connection: Connection, states: Iterable[WindowState]) -> list[Window]:
+    """Windows in any of `states`, oldest first, locked."""
+    _announce_update(connection)
+    query = sa.select(windows).where(windows.c.state.in_([state.value for state in states]))
+    rows = connection.execute(query.order_by(windows.c.window_id).with_for_update()).mappings()
+    return [_window(row, []) for row in rows]
+
+
+def page(connection: Connection, *, limit: int, before: int | None) -> list[Window]:
+    """Up to `limit` windows older than `before`, newest first, with their evaluations."""
+    query = sa.select(windows).order_by(windows.c.window_id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(windows.c.window_id < before)
+    rows = connection.execute(query).mappings().all()
+    found = _evaluations(connection, [row["window_id"] for row in rows])
+    return [_window(row, found.get(row["window_id"], [])) for row in rows]
+
+
+def write_evaluation(connection: Connection, window_id: int, evaluation: Evaluation, now: datetime) -> None:
+    """Record an evaluation; that of an earlier attempt on the same subject is replaced."""
+    same = sa.and_(evaluations.c.window_id == window_id, evaluations.c.subject == evaluation.subject)
+    connection.execute(evaluations.delete().where(same))
+    values = {name: getattr(evaluation, name) for name in Evaluation.__dataclass_fields__}
+    connection.execute(evaluations.insert().values(**values, window_id=window_id, created_at=now))
+
+
+def _announce_update(connection: Connection) -> None:
+    # Row locks alone would let a sealer in between them and the update that follows; the two could block each other.
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("LOCK TABLE windows IN ROW EXCLUSIVE MODE"))
+
+
+def _evaluations(connection: Connection, window_ids: list[int]) -> dict[int, list[Evaluation]]:
+    query = sa.select(evaluations).where(evaluations.c.window_id.in_(window_ids)).order_by(evaluations.c.evaluation_id)
+    found: dict[int, list[Evaluation]] = {}
+    for row in connection.execute(query).mappings():
+        evaluation = Evaluation(**{name: row[name] for name in Evaluation.__dataclass_fields__})
+        found.setdefault(row["window_id"], []).append(evaluation)
+    return found
+
+
+def _window(row: sa.RowMapping, found: list[Evaluation]) -> Window:
+    values = {**row, "state": WindowState(row["state"]), "sealed_because": SealedBecause(row["sealed_because"])}
+    return Window(**values, evaluations=found)

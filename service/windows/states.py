@@ -1,0 +1,74 @@
+"""What a window can be and when one is due. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class WindowState(StrEnum):
+    SEALED = "sealed"
+    """Its range is fixed; nobody works on it."""
+    TRAINING = "training"
+    """An updater works on it, under the lease fence in its row."""
+    PROMOTED = "promoted"
+    """Its adapter held at the gate and became the active one."""
+    REFUSED = "refused"
+    """The gate refused its adapter."""
+    NO_CHANGE = "no_change"
+    """Training found nothing better than the incumbent on validation."""
+    SKIPPED = "skipped"
+    """It was not trained: too little in it, no base, or a base that was trained on it."""
+    FAILED = "failed"
+    """An attempt failed; it is tried again while attempts are left."""
+    BASE = "base"
+    """Its events trained the base; there is nothing to update with them."""
+
+
+OUTCOMES = frozenset({WindowState.PROMOTED, WindowState.REFUSED, WindowState.NO_CHANGE, WindowState.SKIPPED})
+"""How an update ends for good."""
+TERMINAL = OUTCOMES | {WindowState.BASE}
+
+TRANSITIONS: dict[WindowState, frozenset[WindowState]] = {
+    WindowState.SEALED: frozenset({WindowState.TRAINING, WindowState.SKIPPED}),
+    # To itself: a fresh attempt on a window whose updater was lost.
+    WindowState.TRAINING: OUTCOMES | {WindowState.TRAINING, WindowState.FAILED},
+    WindowState.FAILED: frozenset({WindowState.TRAINING, WindowState.SKIPPED}),
+    **{state: frozenset() for state in TERMINAL},
+}
+
+
+class SealedBecause(StrEnum):
+    AGE = "age"
+    COUNT = "count"
+    MANUAL = "manual"
+    BASE = "base"
+
+
+def allowed(old: WindowState, new: WindowState) -> bool:
+    """Whether a window may go from `old` to `new`."""
+    return new in TRANSITIONS[old]
+
+
+def settled(state: WindowState, attempts: int, limit: int) -> bool:
+    """Whether nothing more will be done for a window, so that the next one may be taken up."""
+    return state in TERMINAL or (state is WindowState.FAILED and attempts >= limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The open window: events that are in no sealed one. events: counted up to the limit asked for."""
+
+    after_seq: int
+    events: int
+    first_received_at: datetime | None
+
+
+def due(
+    pending: Pending, now: datetime, *, max_age: timedelta, max_events: int, min_events: int
+) -> SealedBecause | None:
+    """Why the open window should be sealed now, or None. Its age counts from the arrival of its first event."""
+    if pending.events >= max_events:
+        return SealedBecause.COUNT
+    if pending.first_received_at is None or pending.events < min_events:
+        return None
+    return SealedBecause.AGE if now - pending.first_received_at >= max_age else None

@@ -1,0 +1,257 @@
+"""The catalogue against both stores, and over HTTP."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.adapters.tables import active_adapter, bases
+from service.catalog import repository
+from service.catalog.repository import Codes
+from service.catalog.schemas import Item
+from service.catalog.service import (
+    ActiveCodec,
+    assign_codes,
+    delete_item,
+    encode_missing,
+    get_item,
+    item_text,
+    put_items,
+)
+from service.errors import InvalidRequest, NotFound
+from service.kit.db import Database
+from tests.conftest import SetClock
+
+
+class FirstLetterCodec:
+    """A codec small enough to check by hand: (first letter, length, 0, first free number)."""
+
+    def assign(self, texts: Sequence[str], taken: Iterable[Codes]) -> list[Codes]:
+        used, result = set(taken), []
+        for text in texts:
+            prefix = (ord(text[0]) % 256, len(text) % 256, 0)
+            code = next(n for n in range(256) if (*prefix, n) not in used)
+            used.add((*prefix, code))
+            result.append((*prefix, code))
+        return result
+
+
+def activate(database: Database, clock: SetClock, base_id: str) -> ActiveCodec:
+    with database.write() as connection:
+        connection.execute(bases.insert().values(base_id=base_id, digest="d", created_at=clock(), metrics={}))
+        connection.execute(active_adapter.update().values(base_id=base_id))
+    return ActiveCodec(base_id, FirstLetterCodec())
+
+
+def codes_of(database: Database, item_id: str) -> tuple[str | None, Codes | None]:
+    item = get_item(database, item_id)
+    return item.base_id, item.codes
+
+
+def test_the_text_of_an_item_leaves_empty_parts_out() -> None:
+    assert item_text("Toy Story", ["Animation", "Comedy"], "Pixar", "A film") == (
+        "Toy Story. Animation, Comedy. Pixar. A film"
+    )
+    assert item_text(" Toy Story ", [], None, " ") == "Toy Story"
+
+
+def test_an_item_is_created_then_unchanged_then_updated(database: Database, clock: SetClock) -> None:
+    item = Item(item_id="i", title="One", categories=["a", "b"], brand="x", description="d")
+    first = put_items(database, clock, [item])
+    assert (first.created, first.updated, first.unchanged, first.catalog_revision) == (1, 0, 0, 1)
+    clock.advance(minutes=1)
+    again = put_items(database, clock, [item])
+    assert (again.created, again.updated, again.unchanged, again.catalog_revision) == (0, 0, 1, 1)
+    later = put_items(database, clock, [Item(item_id="i", title="Two")])
+    assert (later.created, later.updated, later.unchanged, later.catalog_revision) == (0, 1, 0, 2)
+    view = get_item(database, "i")
+    assert (view.title, view.categories, view.brand, view.description) == ("Two", [], None, None)
+    assert (view.updated_at - view.created_at).total_seconds() == 60
+
+
+def test_a_deleted_item_is_hidden_and_a_put_brings_it_back(database: Database, clock: SetClock) -> None:
+    put_items(database, clock, [Item(item_id="i", title="One")])
+    delete_item(database, clock, "i")
+    with pytest.raises(NotFound):
+        get_item(database, "i")
+    with pytest.raises(NotFound):
+        delete_item(database, clock, "i")
+    with database.read() as connection:
+        [hidden] = repository.changed_since(connection, 1)
+        assert (hidden.servable, repository.count(connection)) == (False, 0)
+        assert repository.current_revision(connection) == 2  # the refused delete took no revision
+    assert put_items(database, clock, [Item(item_id="i", title="One")]).created == 1
+    assert get_item(database, "i").revision == 3
+
+
+def test_an_id_twice_in_a_request_is_refused_and_nothing_is_written(database: Database, clock: SetClock) -> None:
+    twice = [Item(item_id="i", title="One"), Item(item_id="j", title="J"), Item(item_id="i", title="Two")]
+    with pytest.raises(InvalidRequest) as refused:
+        put_items(database, clock, twice)
+    assert [(e.pointer, e.code) for e in refused.value.errors] == [("/items/2/item_id", "repeated")]
+    with database.read() as connection:
+        assert repository.count(connection) == 0
+
+
+def test_items_get_the_active_bases_codes_in_the_same_transaction(database: Database, clock: SetClock) -> None:
+    active = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id="i", title="ab"), Item(item_id="j", title="ab")], active)
+    put_items(database, clock, [Item(item_id="k", title="ab")], active)
+    assert codes_of(database, "i") == ("b-1", (97, 2, 0, 0))
+    assert codes_of(database, "j") == ("b-1", (97, 2, 0, 1))
+    assert codes_of(database, "k") == ("b-1", (97, 2, 0, 2))
+
+
+def test_an_item_keeps_its_codes_when_its_text_changes_or_it_was_deleted(database: Database, clock: SetClock) -> None:
+    active = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id="i", title="ab")], active)
+    put_items(database, clock, [Item(item_id="i", title="something else")], active)
+    delete_item(database, clock, "i")
+    put_items(database, clock, [Item(item_id="i", title="third")], active)
+    assert codes_of(database, "i") == ("b-1", (97, 2, 0, 0))
+
+
+def test_without_a_base_items_wait_for_their_codes(database: Database, clock: SetClock) -> None:
+    put_items(database, clock, [Item(item_id="i", title="ab"), Item(item_id="j", title="c")])
+    assert codes_of(database, "i") == (None, None)
+    active = activate(database, clock, "b-1")
+    assert encode_missing(database, active) == 2
+    assert encode_missing(database, active) == 0
+    assert codes_of(database, "i") == ("b-1", (97, 2, 0, 0))
+    with database.read() as connection:
+        assert [item.item_id for item in repository.changed_since(connection, 1)] == ["i", "j"]
+
+
+def test_a_replica_with_an_old_bases_codec_leaves_the_codes_to_others(database: Database, clock: SetClock) -> None:
+    old = activate(database, clock, "b-1")
+    activate(database, clock, "b-2")
+    put_items(database, clock, [Item(item_id="i", title="ab")], old)
+    assert codes_of(database, "i") == (None, None)
+    assert encode_missing(database, old) == 0
+
+
+def test_a_new_base_encodes_every_item_anew_deleted_ones_too(database: Database, clock: SetClock) -> None:
+    active = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id="i", title="ab"), Item(item_id="j", title="x")], active)
+    delete_item(database, clock, "j")
+    with database.write() as connection:
+        assert assign_codes(connection, "b-2", FirstLetterCodec()) == 2
+        assert assign_codes(connection, "b-2", FirstLetterCodec()) == 0
+    assert codes_of(database, "i")[0] == "b-2"
+
+
+def test_followers_read_whole_revisions_page_by_page(database: Database, clock: SetClock) -> None:
+    put_items(database, clock, [Item(item_id=f"a{n}", title="t") for n in range(5)])
+    put_items(database, clock, [Item(item_id="b", title="t")])
+    read, revision = [], 0
+    with database.read() as connection:
+        while page := repository.changed_since(connection, revision, 2):
+            read.append([item.item_id for item in page])
+            revision = page[-1].revision
+    assert read == [["a0", "a1", "a2", "a3", "a4"], ["b"]]
+
+
+def test_many_items_are_put_and_found_at_once(database: Database, clock: SetClock) -> None:
+    report = put_items(database, clock, [Item(item_id=f"i{n}", title=f"t{n}") for n in range(12_000)])
+    assert report.created == 12_000
+    with database.read() as connection:
+        assert len(repository.by_ids(connection, [f"i{n}" for n in range(20_000)])) == 12_000
+        assert repository.known(connection, ["i1", "nope"]) == {"i1"}
+
+
+# --- over HTTP ---
+
+
+def put(client: TestClient, *items: Any) -> Any:
+    return client.put("/v1/items", json={"items": items})
+
+
+@pytest.mark.parametrize("item_id", ["i", "a/b", "Zoë 😀", "50%"])
+def test_an_item_is_put_read_and_deleted_over_http(admin: TestClient, item_id: str) -> None:
+    path = "/v1/items/" + quote(item_id, safe="")
+    assert put(admin, {"item_id": item_id, "title": "T", "categories": ["c"]}).json() == {
+        "created": 1,
+        "updated": 0,
+        "unchanged": 0,
+        "catalog_revision": 1,
+    }
+    body = admin.get(path).json()
+    assert (body["item_id"], body["title"], body["categories"], body["codes"]) == (item_id, "T", ["c"], None)
+    assert admin.delete(path).status_code == 204
+    gone = admin.get(path)
+    assert (gone.status_code, gone.json()["slug"]) == (404, "not_found")
+    assert admin.delete(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"item_id": ""}, "/items/1/item_id"),
+        ({"item_id": "a\x00"}, "/items/1/item_id"),
+        ({"title": ""}, "/items/1/title"),
+        ({"title": "\x00"}, "/items/1/title"),
+        ({"title": None}, "/items/1/title"),
+        ({"title": "x" * 1001}, "/items/1/title"),
+        ({"description": "x" * 20_001}, "/items/1/description"),
+        ({"categories": "drama"}, "/items/1/categories"),
+        ({"categories": ["ok", ""]}, "/items/1/categories/1"),
+        ({"categories": ["c"] * 51}, "/items/1/categories"),
+        ({"brand": "x" * 301}, "/items/1/brand"),
+        ({"available": "yes"}, "/items/1/available"),
+        ({"colour": "red"}, "/items/1/colour"),
+        ({"item_id": "good"}, "/items/1/item_id"),
+    ],
+)
+def test_one_wrong_item_refuses_the_request_and_is_named(
+    admin: TestClient, change: dict[str, Any], pointer: str
+) -> None:
+    reply = put(admin, {"item_id": "good", "title": "T"}, {"item_id": "j", "title": "T"} | change)
+    assert reply.status_code == 422
+    assert [e["pointer"] for e in reply.json()["errors"]] == [pointer]
+    assert admin.get("/v1/items/good").status_code == 404
+
+
+@pytest.mark.parametrize("items", [[], [{"item_id": f"i{n}", "title": "T"} for n in range(501)]])
+def test_one_to_five_hundred_items_are_taken(admin: TestClient, items: list[Any]) -> None:
+    assert put(admin, *items).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"items": [{"item_id": "\\ud800", "title": "T"}]}',
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"items": ' * 10_000 + b"1" + b"}" * 10_000,
+        b'{"items": [{"item_id": "i", "title": ' + b"9" * 5000 + b"}]}",
+    ],
+)
+def test_a_malformed_body_is_422(admin: TestClient, body: bytes) -> None:
+    reply = admin.put("/v1/items", content=body, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["slug"]) == (422, "invalid_request")
+
+
+def test_a_body_that_does_not_say_it_is_json_is_told_so(admin: TestClient) -> None:
+    reply = admin.put("/v1/items", content=b'{"items": []}', headers={"Content-Type": "text/plain"})
+    assert reply.status_code == 422
+    assert "Content-Type: application/json" in reply.json()["detail"]
+
+
+def test_concurrent_writes_take_one_revision_each_in_the_order_in_which_they_commit(
+    database: Database, clock: SetClock
+) -> None:
+    def write(n: int) -> int:
+        return put_items(
+            database, clock, [Item(item_id=f"i{n}", title="t"), Item(item_id="shared", title=str(n))]
+        ).catalog_revision
+
+    with ThreadPoolExecutor(6) as pool:
+        revisions = list(pool.map(write, range(30)))
+    assert sorted(revisions) == list(range(1, 31))
+    with database.read() as connection:
+        assert repository.by_ids(connection, ["shared"])["shared"].revision == 30

@@ -1,0 +1,73 @@
+"""LoRA merged into a copy: same function as peft's unmerged one, and the base stays as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from service.errors import ArtifactError
+from service.generation.backbone import merge_lora
+from service.generation.reference import score_items
+from tests.models import tiny_backbone
+from trainer.lora import LoraBackbone
+
+HISTORY = np.array([[1, 2, 3, 4], [250, 0, 7, 9]], dtype=np.int16)
+ITEMS = np.arange(80, dtype=np.int16).reshape(20, 4)
+
+
+def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same adapter with both factors away from zero."""
+    generator = torch.Generator().manual_seed(1)
+    return {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in tensors.items()}
+
+
+def test_merged_weights_score_like_pefts_unmerged_adapter() -> None:
+    base = tiny_backbone()
+    lora = LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0.5, seed=0)
+    tensors = moved(lora.tensors())
+    lora.load(tensors)
+    lora.backbone.model.train(False)
+
+    merged = merge_lora(base, tensors, lora.scale)
+
+    np.testing.assert_allclose(
+        score_items(merged, HISTORY, ITEMS), score_items(lora.backbone, HISTORY, ITEMS), atol=1e-4
+    )
+
+
+def test_merging_leaves_the_base_as_it_was_and_shares_what_is_not_adapted() -> None:
+    base = tiny_backbone()
+    before = score_items(base, HISTORY, ITEMS)
+    tensors = moved(LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0).tensors())
+
+    merged = merge_lora(base, tensors, 2.0)
+
+    np.testing.assert_array_equal(score_items(base, HISTORY, ITEMS), before)
+    assert not np.allclose(score_items(merged, HISTORY, ITEMS), before)
+    assert merged.model.get_input_embeddings().weight is base.model.get_input_embeddings().weight
+    assert merged.model.get_submodule("model.layers.0.mlp.up_proj").weight.data_ptr() != (
+        base.model.get_submodule("model.layers.0.mlp.up_proj").weight.data_ptr()
+    )
+
+
+def test_a_fresh_adapter_changes_nothing() -> None:
+    base = tiny_backbone()
+    fresh = LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0).tensors()
+
+    merged = merge_lora(base, fresh, 2.0)
+
+    np.testing.assert_array_equal(score_items(merged, HISTORY, ITEMS), score_items(base, HISTORY, ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.zeros(4, 32)}, "not pairs"),
+        (lambda t: {n.replace("layers.1.", "layers.9."): v for n, v in t.items()}, "no module"),
+        (lambda t: {n: torch.zeros(v.shape[0] + 1, v.shape[1]) for n, v in t.items()}, "does not fit"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(change: object, message: str) -> None:
+    tensors = LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0).tensors()
+
+    with pytest.raises(ArtifactError, match=message):
+        merge_lora(tiny_backbone(), change(tensors), 1.0)  # type: ignore[operator]

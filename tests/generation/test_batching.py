@@ -1,0 +1,91 @@
+"""Callers share batches, leave in time, and never hang."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from service.catalog.trie import build_trie
+from service.errors import Unavailable
+from service.generation.batching import Batcher
+from service.generation.engine import GenerationRequest
+from service.generation.torch_engine import TorchModel
+from tests.models import tiny_backbone
+
+TRIE = build_trie(np.arange(200, dtype=np.int16).reshape(50, 4))
+MODEL = TorchModel(tiny_backbone(), "b-1", "a-1", least_beams=5)
+
+
+def request(limit: int = 5) -> GenerationRequest:
+    return GenerationRequest(np.array([[0, 1, 2, 3]], dtype=np.int16), limit, np.empty(0, dtype=np.int64))
+
+
+class Gate:
+    """Lends the model only while it is open, so that a test decides when a batch may start."""
+
+    def __init__(self, model: TorchModel | None = MODEL) -> None:
+        self.open = threading.Event()
+        self._model = model
+
+    @contextmanager
+    def __call__(self) -> Iterator[TorchModel | None]:
+        assert self.open.wait(10)
+        yield self._model
+
+
+def test_requests_that_wait_together_are_generated_together() -> None:
+    gate, sizes = Gate(), []
+    batcher = Batcher(gate, max_requests=8, max_queued=20, on_batch=sizes.append)
+    batcher.start()
+    futures = [batcher.ask(request(), TRIE, "b-1") for _ in range(9)]
+    gate.open.set()
+    answers = [f.result(10) for f in futures]
+    batcher.stop()
+
+    assert sum(sizes) == 9
+    assert max(sizes) == 8
+    assert {a.adapter_version for a in answers} == {"a-1"}
+    assert all(np.array_equal(a.generated.leaves, answers[0].generated.leaves) for a in answers)
+
+
+def test_a_full_queue_refuses_at_once_and_a_cancelled_request_is_dropped() -> None:
+    gate, sizes = Gate(), []
+    batcher = Batcher(gate, max_requests=1, max_queued=1, on_batch=sizes.append)
+    waiting = batcher.ask(request(), TRIE, "b-1")
+    with pytest.raises(Unavailable, match="full"):
+        batcher.ask(request(), TRIE, "b-1")
+    assert waiting.cancel()
+    batcher.start()
+    gate.open.set()
+    batcher.stop()
+
+    assert sizes == []
+    with pytest.raises(Unavailable, match="stopping"):
+        batcher.ask(request(), TRIE, "b-1")
+
+
+@pytest.mark.parametrize(("model", "base_id"), [(None, "b-1"), (MODEL, "b-2")])
+def test_without_a_model_of_the_base_the_caller_is_told(model: TorchModel | None, base_id: str) -> None:
+    gate = Gate(model)
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=4, max_queued=4)
+    batcher.start()
+
+    with pytest.raises(Unavailable, match="no model"):
+        batcher.ask(request(), TRIE, base_id).result(10)
+    batcher.stop()
+
+
+def test_a_request_that_breaks_the_engine_fails_alone_and_the_next_one_is_answered() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=4, max_queued=4)
+    batcher.start()
+    broken = GenerationRequest(np.array([[2000, 1, 2, 3]], dtype=np.int16), 5, np.empty(0, dtype=np.int64))
+
+    with pytest.raises(IndexError):
+        batcher.ask(broken, TRIE, "b-1").result(10)
+    assert len(batcher.ask(request(), TRIE, "b-1").result(10).generated.leaves) == 5
+    batcher.stop()

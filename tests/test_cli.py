@@ -1,0 +1,205 @@
+"""The online half's commands: exit status, one clear line, JSON; `serve` as a real process."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+
+from service.cli import app, run
+from service.kit import migrate
+from service.kit.db import Database
+
+
+def command(url: str, home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
+    environment = kept | {"ADAPTIDE_DATABASE_URL": url, "ADAPTIDE_HOME": str(home), "PYTHONWARNINGS": "error"}
+    return [sys.executable, "-m", "service.cli", *arguments], environment
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Adaptide = Callable[..., Done]
+
+
+@pytest.fixture
+def adaptide(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Adaptide]:
+    """Runs a command to its end over this test's store, as the console script does but in this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run_command(*arguments: str, **environment: str) -> Done:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["adaptide", *arguments])
+            for name, value in {
+                "ADAPTIDE_DATABASE_URL": database_url,
+                "ADAPTIDE_HOME": str(tmp_path),
+                **environment,
+            }.items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                run(app)
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield run_command
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_keys_are_made_listed_and_revoked(adaptide: Adaptide) -> None:
+    made = json.loads(adaptide("keys", "create", "--name", "shop", "--scope", "read,write", "--json").stdout)
+    assert (made["name"], made["scopes"]) == ("shop", ["read", "write"])
+    assert made["token"].startswith(f"adp_{made['key_id']}_")
+    plain = adaptide("keys", "create", "--name", "ops", "--scope", "read", "--scope", "admin", "--expires-in-days", "7")
+    assert re.fullmatch(r"adp_\w+_\S+\n", plain.stdout)
+    listed = adaptide("keys", "list", "--json")
+    assert [key["name"] for key in json.loads(listed.stdout)["keys"]] == ["shop", "ops"]
+    assert made["token"].rpartition("_")[2] not in listed.stdout
+    assert "shop" in adaptide("keys", "list").stdout
+    revoked = json.loads(adaptide("keys", "revoke", made["key_id"], "--json").stdout)
+    assert revoked["revoked_at"] is not None
+
+
+def test_wrong_keys_commands_are_one_clear_line(adaptide: Adaptide) -> None:
+    assert_refused(adaptide("keys", "create", "--name", "x", "--scope", "root"), "root", "read, write, admin")
+    assert_refused(adaptide("keys", "create", "--name", " ", "--scope", "read"), "printable")
+    assert_refused(adaptide("keys", "revoke", "nope"), "nope", "adaptide keys list")
+
+
+def test_wrong_use_is_status_two(adaptide: Adaptide) -> None:
+    assert adaptide("keys", "create").returncode == 2
+    assert adaptide("serve", "--port", "70000").returncode == 2
+
+
+def test_the_schema_is_upgraded_and_checked(adaptide: Adaptide, database: Database) -> None:
+    migrate.downgrade(database, "base")
+    assert_refused(adaptide("db", "check"), "adaptide db upgrade")
+    assert_refused(adaptide("keys", "list"), "adaptide db upgrade")
+    assert_refused(adaptide("serve", "--port", "0"), "adaptide db upgrade")
+    assert json.loads(adaptide("db", "current", "--json").stdout)["current"] is None
+    upgraded = adaptide("db", "upgrade", "--json")
+    assert json.loads(upgraded.stdout)["up_to_date"] is True
+    assert adaptide("db", "check").returncode == 0
+
+
+def test_a_wrong_setting_is_one_clear_line(adaptide: Adaptide) -> None:
+    assert_refused(adaptide("db", "check", ADAPTIDE_COLOUR="red"), "ADAPTIDE_COLOUR")
+    assert_refused(adaptide("db", "check", ADAPTIDE_DATABASE_URL="mysql://x/y"), "sqlite and postgresql")
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    assert_refused(adaptide("db", "check", ADAPTIDE_DATABASE_URL=nowhere), "did not answer")
+    assert_refused(adaptide("serve", ADAPTIDE_LOG_LEVEL="LOUD"), "LOUD")
+
+
+def test_a_port_in_use_is_one_clear_line(adaptide: Adaptide) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_refused(adaptide("serve", "--port", str(port)), f"port {port}", "--port")
+    assert_refused(adaptide("serve", "--host", "192.0.2.1"), "192.0.2.1")
+
+
+@contextmanager
+def serving(url: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    line, environment = command(url, home, "serve", "--port", "0")
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found is not None
+        address, deadline = found[0], time.monotonic() + 30
+        while True:
+            try:
+                if httpx.get(f"{address}/health/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process, address
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_service_answers_and_stops_with_status_zero(
+    adaptide: Adaptide, database_url: str, tmp_path: Path, stop: signal.Signals
+) -> None:
+    token = adaptide("keys", "create", "--name", "t", "--scope", "admin").stdout.strip()
+    with serving(database_url, tmp_path) as (process, address):
+        event = {
+            "event_id": "e",
+            "user_id": "u",
+            "item_id": "i",
+            "event_type": "click",
+            "occurred_at": "2026-03-01T11:00:00Z",
+        }
+        headers = {"Authorization": f"Bearer {token}"}
+        reply = httpx.post(f"{address}/v1/events", json={"events": [event]}, headers=headers)
+        assert (reply.status_code, reply.json()["accepted"]) == (202, 1)
+        huge = (b" " * 65_536 for _ in range(2_000))
+        try:
+            assert httpx.post(f"{address}/v1/events", content=huge, headers=headers).status_code == 413
+        except httpx.WriteError:
+            pass  # the server closed the connection before we had sent it all, which is the point
+        assert httpx.get(f"{address}/health/live").status_code == 200
+        process.send_signal(stop)
+        assert process.wait(25) == 0
+
+
+@pytest.mark.e2e
+def test_what_was_acknowledged_before_a_kill_is_there_after_it(
+    adaptide: Adaptide, database_url: str, tmp_path: Path, database: Database
+) -> None:
+    token = adaptide("keys", "create", "--name", "t", "--scope", "admin").stdout.strip()
+    headers, acknowledged = {"Authorization": f"Bearer {token}"}, 0
+    with serving(database_url, tmp_path) as (process, address):
+        for batch in range(20):
+            events = [
+                {
+                    "event_id": f"{batch}-{n}",
+                    "user_id": "u",
+                    "item_id": "i",
+                    "event_type": "click",
+                    "occurred_at": "2026-03-01T11:00:00Z",
+                }
+                for n in range(50)
+            ]
+            acknowledged += httpx.post(f"{address}/v1/events", json={"events": events}, headers=headers).json()[
+                "accepted"
+            ]
+        process.kill()
+        process.wait()
+    with database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM events").scalar_one() == acknowledged == 1_000

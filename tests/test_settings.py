@@ -1,0 +1,56 @@
+"""Settings come from the environment, each wrong one is named, and the table lists them all."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+
+from service.errors import ConfigurationError
+from service.settings import Settings, load_settings, settings_table
+
+
+def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIDE_WINDOW_MAX_AGE", "PT2H")
+    monkeypatch.setenv("ADAPTIDE_POLL_INTERVAL", "2.5")
+    monkeypatch.setenv("ADAPTIDE_IGNORED_EVENT_TYPES", '["impression", "hover"]')
+    settings = load_settings()
+    assert settings.window_max_age == timedelta(hours=2)
+    assert settings.poll_interval == timedelta(seconds=2.5)
+    assert settings.ignored_event_types == {"impression", "hover"}
+
+
+def test_an_unknown_variable_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIDE_BEEMS", "3")
+    with pytest.raises(ConfigurationError, match="ADAPTIDE_BEEMS"):
+        load_settings()
+
+
+def test_every_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIDE_BEAMS", "none")
+    monkeypatch.setenv("ADAPTIDE_PORT", "70000")
+    with pytest.raises(ConfigurationError, match=r"ADAPTIDE_PORT.*ADAPTIDE_BEAMS"):
+        load_settings()
+
+
+def test_production_needs_its_stores_named() -> None:
+    with pytest.raises(ConfigurationError, match="ADAPTIDE_DATABASE_URL"):
+        load_settings(environment="production")
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings(database_url="postgresql://u:hunter2@h/d")
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" in settings.store_url
+
+
+def test_the_table_has_a_line_with_a_meaning_for_every_setting() -> None:
+    rows = [line.split(" | ") for line in settings_table().splitlines()[2:]]
+    assert [row[0].strip("|` ") for row in rows] == ["ADAPTIDE_" + name.upper() for name in Settings.model_fields]
+    assert all(len(row) == 3 and len(row[2]) > 5 for row in rows)
+    assert "| `ADAPTIDE_WINDOW_MAX_AGE` | `3600 s` |" in settings_table()
+
+
+def test_the_module_prints_the_table() -> None:
+    printed = subprocess.run([sys.executable, "-m", "service.settings"], capture_output=True, text=True, check=True)
+    assert printed.stdout == settings_table()

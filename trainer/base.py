@@ -1,0 +1,236 @@
+"""Building a base: all that is stored is D_1; codec, backbone and first adapter come out, published and active."""
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from service.adapters.artifacts import ArtifactStore
+from service.adapters.repository import NewAdapter, NewBase
+from service.catalog import repository as catalog
+from service.catalog.index import CatalogueIndex
+from service.catalog.repository import Codes, StoredItem
+from service.catalog.semantic_ids import Codec
+from service.catalog.service import item_text
+from service.errors import DatasetError, InvalidRequest
+from service.events import repository as events
+from service.generation.backbone import Backbone, pick_device
+from service.generation.torch_engine import TorchModel
+from service.kit.clock import Clock
+from service.kit.db import Database
+from service.recommend.popularity import Popularity
+from service.recommend.ranking import Float64
+from service.settings import Settings
+from service.windows import service as windows
+from trainer.evaluation import DEPTH, metrics, model_ranks, popularity_ranks
+from trainer.examples import build_examples, sample_cases
+from trainer.fit import FitConfig, FitReport
+from trainer.learn import Report, Steps, silent
+from trainer.lora import LoraBackbone, save_adapter
+from trainer.streams import load_streams, popularity_through
+from trainer.tiny import TinyConfig, low_precision_pays, save_model, train_base
+from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig, fit_codec
+
+VALIDATION_USERS = 300
+FIRST_METHOD = "fresh"
+HEAD_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRecipe:
+    """Everything that decides a base but the data."""
+
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    epochs: int = 12
+    batch_size: int = 16
+    weight_decay: float = 0.05
+    piece: int = 20
+    evaluate_every: int = 2
+    patience: int = 2
+
+
+def make_recipe(backbone: str, hidden: int, layers: int, epochs: int, quantiser: str, text_encoder: str) -> BaseRecipe:
+    """From what a command was given. Raises InvalidRequest naming what is possible."""
+    if backbone != "tiny":
+        raise InvalidRequest(f"backbone {backbone!r} is not known; `tiny` is the one that can be built")
+    if hidden % HEAD_SIZE:
+        raise InvalidRequest(f"--hidden must be a multiple of {HEAD_SIZE}, the size of one attention head")
+    try:
+        tokenizer = TokenizerConfig(quantiser=Quantiser(quantiser), text_encoder=TextEncoderKind(text_encoder))
+    except ValueError as error:
+        raise InvalidRequest(f"{error}; quantisers: rqvae, rqkmeans; text encoders: tfidf, minilm") from error
+    return BaseRecipe(TinyConfig(hidden, layers, hidden // HEAD_SIZE), tokenizer, epochs=epochs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BuiltBase:
+    """metrics: Hit and NDCG of base and popularity on D_1's test items. steps: duration and outcome of each."""
+
+    base_id: str
+    adapter_version: str
+    revision: int
+    metrics: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+
+def build_base(
+    database: Database,
+    artifacts: ArtifactStore,
+    settings: Settings,
+    clock: Clock,
+    recipe: BaseRecipe,
+    *,
+    actor: str,
+    report: Report = silent,
+) -> BuiltBase:
+    """Train on every event stored so far and serve the result.
+
+    Raises DatasetError when there is too little to learn from; then nothing is published.
+    """
+    steps = Steps()
+    with steps.step("load"):
+        through_seq = windows.horizon(database)
+        with database.read() as connection:
+            used = events.item_ids_through(connection, through_seq)
+            items = catalog.changed_since(connection, 0)
+    with steps.step("tokenizer"):
+        codec, codes = _tokenize(items, used, recipe.tokenizer, settings.seed, report)
+        index = CatalogueIndex.of(items, codes)
+    with steps.step("examples") as row:
+        data = load_streams(database, settings, index, 0, through_seq)
+        examples = build_examples(
+            data.streams, history_items=settings.history_items, min_events=settings.min_events_per_user
+        )
+        row |= {"users": len(data.streams), "events": data.events, "targets": examples.targets}
+        if not examples.training:
+            raise DatasetError(
+                f"no user has {settings.min_events_per_user} events with known items, so there is nothing to train a "
+                "base on; import items and more events first (ADAPTIDE_MIN_EVENTS_PER_USER sets the number)"
+            )
+        counted = Popularity(settings.popularity_half_life)
+        popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
+        popularity = counted.by_row(index)
+    with steps.step("fit") as row:
+        backbone, fitted = train_base(
+            recipe.tiny,
+            examples,
+            index,
+            popularity,
+            _fit_config(recipe, settings),
+            validation=sample_cases(examples.validation, VALIDATION_USERS, settings.seed),
+            piece=recipe.piece,
+            device=pick_device(settings.device),
+            on_step=lambda done, total: report("base", done, total),
+        )
+        row |= {"best_epoch": fitted.best_epoch, "scores": fitted.scores, "losses": fitted.losses}
+    with steps.step("evaluate"):
+        measured = _evaluate(backbone, examples.test, index, popularity, settings, fitted)
+    with steps.step("publish"), tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
+        base, adapter = _publish(Path(folder), artifacts, backbone, codec, settings, recipe, measured)
+        stamped = replace(base, trained_through=data.newest)
+        first = replace(adapter, trained_through=data.newest)
+    with steps.step("activate"):
+        activation = windows.install_base(
+            database,
+            clock,
+            stamped,
+            through_seq=through_seq,
+            actor=actor,
+            adapter=first,
+            first=lambda connection: catalog.set_codes(
+                connection, base.base_id, codes, revision=catalog.next_revision(connection)
+            ),
+        )
+    return BuiltBase(base.base_id, adapter.adapter_version, activation.revision, measured, steps.rows)
+
+
+def _tokenize(
+    items: list[StoredItem], used: set[str], config: TokenizerConfig, seed: int, report: Report
+) -> tuple[Codec, dict[str, Codes]]:
+    """The codec, fitted on D_1's items, and codes for all items, those of D_1 first."""
+    first = sorted((item for item in items if item.item_id in used), key=lambda item: item.item_id)
+    rest = sorted((item for item in items if item.item_id not in used), key=lambda item: item.item_id)
+    texts = {item.item_id: item_text(item.title, item.categories, item.brand, item.description) for item in items}
+    codec = fit_codec(
+        [texts[item.item_id] for item in first],
+        config,
+        seed=seed,
+        on_step=lambda step, loss: report("semantic IDs", step, config.steps),
+    )
+    ordered = [item.item_id for item in [*first, *rest]]
+    return codec, dict(zip(ordered, codec.assign([texts[item_id] for item_id in ordered], ()), strict=True))
+
+
+def _fit_config(recipe: BaseRecipe, settings: Settings) -> FitConfig:
+    return FitConfig(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=settings.learning_rate_base,
+        weight_decay=recipe.weight_decay,
+        warmup=0.05,
+        embedding_dropout=settings.embedding_dropout,
+        residual_dropout=settings.residual_dropout,
+        evaluate_every=recipe.evaluate_every,
+        patience=recipe.patience,
+        low_precision=low_precision_pays(pick_device(settings.device)),
+        seed=settings.seed,
+    )
+
+
+def _evaluate(
+    backbone: Backbone,
+    test: tuple[Any, ...],
+    index: CatalogueIndex,
+    popularity: Float64,
+    settings: Settings,
+    fitted: FitReport,
+) -> dict[str, Any]:
+    cases = sample_cases(test, settings.evaluation_users, settings.seed)
+    model = TorchModel(backbone, "training", None, least_beams=max(DEPTH, settings.beams))
+    return {
+        "users": len(cases),
+        "base": metrics(model_ranks(model, cases, index, popularity)).as_dict(),
+        "popularity": metrics(popularity_ranks(cases, index, popularity)).as_dict(),
+        "best_epoch": fitted.best_epoch,
+        "validation": fitted.scores,
+        "seconds": round(fitted.seconds, 1),
+    }
+
+
+def _publish(
+    folder: Path,
+    artifacts: ArtifactStore,
+    backbone: Backbone,
+    codec: Codec,
+    settings: Settings,
+    recipe: BaseRecipe,
+    measured: dict[str, Any],
+) -> tuple[NewBase, NewAdapter]:
+    """The base and a fresh adapter that changes nothing (METHODS.md, the first adapter), written immutably."""
+    save_model(backbone, folder / "base" / "model")
+    codec.save(folder / "base" / "codec")
+    metadata = {
+        "backbone": "tiny",
+        "prompt": "compact",
+        "history_items": settings.history_items,
+        "quantiser": recipe.tokenizer.quantiser.value,
+        "text_encoder": recipe.tokenizer.text_encoder.value,
+        "seed": settings.seed,
+    }
+    base = artifacts.publish_base(folder / "base", metadata)
+    lora = LoraBackbone(
+        backbone,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        seed=settings.seed,
+    )
+    rank, alpha, dropout = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
+    save_adapter(folder / "adapter", lora.tensors(), rank=rank, alpha=alpha, dropout=dropout)
+    lora.unwrap()
+    adapter = artifacts.publish_adapter(folder / "adapter", {"base_id": base.id, "method": FIRST_METHOD}, 0)
+    return (
+        NewBase(base.id, base.digest, metrics=measured),
+        NewAdapter(adapter.id, base.id, adapter.digest, FIRST_METHOD, hyperparameters={"rank": rank, "alpha": alpha}),
+    )

@@ -1,0 +1,137 @@
+"""The console script `adaptide`: the commands of both halves."""
+
+import os
+from typing import Annotated
+
+# Before anything imports torch: a thread of a CPU kernel that waits should sleep. Spinning, the default, makes training
+# many times slower as soon as another process (the API, a test run) wants one of the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+import service.adapters.commands
+import service.cli
+import trainer.importer
+from service.adapters.artifacts import ArtifactStore
+from service.cli import Json, opened, print_json
+from service.errors import InvalidRequest
+from service.kit.clock import utc_now
+from service.settings import load_settings
+from service.telemetry import configure_logging
+from trainer.progress import bars
+
+app = service.cli.app
+base = typer.Typer(no_args_is_help=True, help="Bases: backbone, tokenizer and semantic IDs, trained on what is stored.")
+updater = typer.Typer(no_args_is_help=True, help="The updater: windows into adapters.")
+app.add_typer(base, name="base")
+app.add_typer(updater, name="trainer")
+app.add_typer(service.adapters.commands.app, name="adapters")
+app.add_typer(trainer.importer.app, name="import")
+
+
+def main() -> None:
+    """Exit status: 0 good, 1 failed, 2 wrong use."""
+    service.cli.run(app)
+
+
+@base.command()
+def build(
+    backbone: Annotated[str, typer.Option(help="tiny: a small Llama, trained from scratch.")] = "tiny",
+    hidden: Annotated[int, typer.Option(min=16, help="Hidden size, a multiple of 32.")] = 256,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes at most; it stops early.")] = 12,
+    quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
+    text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
+    as_json: Json = False,
+) -> None:
+    """Train a base on every event stored so far and serve it."""
+    from trainer.base import build_base, make_recipe
+
+    recipe = make_recipe(backbone, hidden, layers, epochs, quantiser, text_encoder)
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    with opened(settings) as database, bars() as report:
+        built = build_base(
+            database, ArtifactStore(settings.artifacts_dir), settings, utc_now, recipe, actor="cli", report=report
+        )
+    if as_json:
+        print_json(
+            {
+                "base": built.base_id,
+                "adapter_version": built.adapter_version,
+                "revision": built.revision,
+                "metrics": built.metrics,
+                "steps": built.steps,
+            }
+        )
+        return
+    typer.echo(f"base {built.base_id} serves with adapter {built.adapter_version} (revision {built.revision})")
+    for name in ("base", "popularity"):
+        found = ", ".join(f"{metric} {value:.4f}" for metric, value in built.metrics[name].items())
+        typer.echo(f"  {name}: {found} on {built.metrics['users']} users' last items")
+
+
+@updater.command("run")
+def run_updater() -> None:
+    """Seal, train, judge and promote whatever is due, until SIGTERM or Ctrl-C."""
+    from trainer import schedule
+    from trainer.updater import Updater
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    with opened(settings) as database:
+        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir))
+        schedule.run(made, settings.tick_interval)
+
+
+@updater.command()
+def update(
+    until: Annotated[str, typer.Option(help="`now`, or the last event sequence number to learn from.")] = "now",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Learn and judge, but write and promote nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Close the open window and bring every waiting one to its outcome, now."""
+    from trainer.updater import Updater, open_range, rehearsal_summary, window_summary
+
+    if until != "now" and not until.isdecimal():
+        raise InvalidRequest("--until takes `now` or an event sequence number")
+    through_seq = None if until == "now" else int(until)
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    with opened(settings) as database, bars() as report:
+        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir))
+        if dry_run:
+            results = [rehearsal_summary(made.rehearse(open_range(database, through_seq), report))]
+        else:
+            results = [window_summary(window) for window in made.close_and_work(through_seq, report)]
+    if as_json:
+        print_json({"dry_run": dry_run, "windows": results})
+        return
+    for result in results:
+        reason = f" ({result['reason']})" if result["reason"] else ""
+        typer.echo(f"window {result['window'] or 'open'}: {result['verdict']}{reason}")
+        for subject, found in result["metrics"].items():
+            typer.echo(f"  {subject}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    if not results:
+        typer.echo("no event has arrived since the last window, and none waits for its outcome")
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        str, typer.Option(help="movielens-100k, or a folder with items.* and interactions.*.")
+    ] = "movielens-100k",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    once: Annotated[bool, typer.Option("--once", help="End after the last window and print the table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Real data, a base, and its last 40 % replayed live through four windows, on 127.0.0.1."""
+    from trainer.demo import Demo
+
+    settings = load_settings()
+    configure_logging("WARNING")
+    Demo(settings, dataset, port, keep_serving=not once, as_json=as_json).run()
+
+
+if __name__ == "__main__":
+    main()

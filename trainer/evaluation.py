@@ -1,0 +1,110 @@
+"""Hit and NDCG at 5 and 10 of anything that ranks items, user by user."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.catalog.index import CatalogueIndex
+from service.generation.backbone import Backbone
+from service.generation.engine import GenerationRequest, ServedModel
+from service.recommend.ranking import Float64, rank_leaves, rank_popular
+from trainer.examples import Case, TrainingSequence
+from trainer.fit import sequence_loss
+
+DEPTH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Means over `users`, each with one relevant item; so NDCG@k = 1 / log2(1 + rank) within the first k, else 0."""
+
+    users: int
+    hit_5: float
+    hit_10: float
+    ndcg_5: float
+    ndcg_10: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"hit@5": self.hit_5, "hit@10": self.hit_10, "ndcg@5": self.ndcg_5, "ndcg@10": self.ndcg_10}
+
+
+def metrics(ranks: NDArray[np.int64]) -> Metrics:
+    """From 1-based ranks (0: not among the first 10), int64 [users]."""
+    if not len(ranks):
+        return Metrics(0, 0.0, 0.0, 0.0, 0.0)
+    hit_5, hit_10 = (float(np.mean((ranks > 0) & (ranks <= k))) for k in (5, 10))
+    return Metrics(len(ranks), hit_5, hit_10, float(ndcg(ranks, 5).mean()), float(ndcg(ranks, 10).mean()))
+
+
+def user_means(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Metrics:
+    """Metrics of several cases a user: averaged over each user's cases, then over users."""
+    users, place = np.unique([case.user_id for case in cases], return_inverse=True)
+    if not len(users):
+        return metrics(ranks[:0])
+    share = 1.0 / np.bincount(place)[place] / len(users)
+    hits = ((ranks > 0) & (ranks <= k) for k in (5, 10))
+    hit_5, hit_10 = (float((hit * share).sum()) for hit in hits)
+    return Metrics(len(users), hit_5, hit_10, *(float((ndcg(ranks, k) * share).sum()) for k in (5, 10)))
+
+
+def ndcg(ranks: NDArray[np.int64], k: int) -> Float64:
+    """float64 [users], each user's NDCG@k."""
+    gain = 1 / np.log2(1 + np.maximum(ranks, 1).astype(np.float64))
+    return np.where((ranks > 0) & (ranks <= k), gain, 0.0)
+
+
+def model_ranks(
+    model: ServedModel, cases: Sequence[Case], index: CatalogueIndex, popularity: Float64, *, batch_size: int = 64
+) -> NDArray[np.int64]:
+    """Rank of each case's target in the list that the service would return, 0 beyond 10. int64 [cases]."""
+    ranks = np.zeros(len(cases), dtype=np.int64)
+    order = sorted(range(len(cases)), key=lambda i: len(cases[i].history))  # like lengths together: little padding
+    trie = index.trie
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        requests = [
+            GenerationRequest(
+                history=index.codes[index.with_codes(cases[i].history)],
+                limit=DEPTH,
+                excluded=trie.excluded_leaves(cases[i].seen),
+            )
+            for i in part
+        ]
+        for i, generated in zip(part, model.generate(requests, trie), strict=True):
+            ranked = rank_leaves(generated, trie, popularity, cases[i].seen, DEPTH)
+            ranks[i] = _rank(ranked.rows, cases[i].target)
+    return ranks
+
+
+def popularity_ranks(cases: Sequence[Case], index: CatalogueIndex, popularity: Float64) -> NDArray[np.int64]:
+    """Rank of each case's target by popularity without seen items, 0 beyond 10. int64 [cases]."""
+    return np.array(
+        [_rank(rank_popular(popularity, index.available, case.seen, DEPTH).rows, case.target) for case in cases],
+        dtype=np.int64,
+    )
+
+
+def _rank(rows: NDArray[np.int64], target: int) -> int:
+    places = np.flatnonzero(rows == target)
+    return int(places[0]) + 1 if len(places) else 0
+
+
+@torch.no_grad()
+def validation_loss(
+    backbone: Backbone, cases: Sequence[Case], codes: NDArray[np.int16], *, batch_size: int = 128
+) -> float:
+    """Mean over cases of the target's cross-entropy, nats per item: minus the score that the service would give it.
+
+    Far less noisy on few users than a rank metric (paper: the best epoch is taken by validation loss).
+    """
+    total = 0.0
+    order = sorted(cases, key=lambda case: len(case.history))
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        batch = [TrainingSequence(np.append(case.history, case.target), len(case.history)) for case in part]
+        loss, count = sequence_loss(backbone, batch, codes, embedding_dropout=0.0)
+        total += loss.item() * count
+    return total / max(len(cases), 1)

@@ -1,0 +1,208 @@
+"""The one training loop: base, update and backtest all run it. Read it top to bottom."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from service.generation.backbone import Backbone
+from service.generation.engine import LEVELS
+from service.generation.prompt import BOS, PAD, level_offsets
+from trainer.examples import TrainingSequence
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """AdamW with cosine decay. Rates are peaks, `warmup` is a share of all steps, `patience` counts evaluations."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float = 0.01
+    embedding_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    patience: int = 1_000_000
+    evaluate_every: int = 1
+    clip_norm: float = 1.0
+    low_precision: bool = False
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class FitReport:
+    """losses: mean cross-entropy per epoch, nats per item (4 codes). scores: (epoch, validation score), epoch 0 first.
+
+    gradient_ratio: per epoch, mean over steps of ||g_prox|| / ||g_ce|| (0 without a proximal).
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    penalties: list[float] = field(default_factory=list)
+    gradient_ratio: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+Penalty = Callable[[], Tensor]
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+def fit(
+    backbone: Backbone,
+    parameters: Sequence[nn.Parameter],
+    epoch_sequences: Callable[[np.random.Generator], Sequence[TrainingSequence]],
+    codes: NDArray[np.int16],
+    config: FitConfig,
+    *,
+    evaluate: Callable[[], float],
+    penalty: Penalty | None = None,
+    penalty_weight: float = 0.0,
+    on_step: Progress = lambda done, total: None,
+) -> FitReport:
+    """Train `parameters` in place and leave them at their best by `evaluate`, the starting point included.
+
+    codes: int16 [catalogue rows, 4]. epoch_sequences: the sequences of one pass. evaluate: higher is better; it is
+    asked in eval mode.
+    penalty: the proximal, computed in float32; its gradient is taken apart so that its share can be reported.
+    """
+    torch.manual_seed(config.seed)
+    random = np.random.default_rng(config.seed)
+    started = time.monotonic()
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]  # norms and biases are not decayed
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    steps_per_epoch = math.ceil(len(epoch_sequences(random)) / config.batch_size)
+    total_steps = max(1, steps_per_epoch * config.epochs)
+    backbone.model.train(False)
+    report = FitReport(scores=[(0, evaluate())])
+    best = [p.detach().clone() for p in parameters]
+    step = 0
+    with residual_dropout(backbone, config.residual_dropout):
+        for epoch in range(1, config.epochs + 1):
+            backbone.model.train()
+            losses, weights, penalties, ratios = [], [], [], []
+            for batch in batches(epoch_sequences(random), config.batch_size, random):
+                for group in optimiser.param_groups:
+                    group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
+                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision):
+                    loss, targets = sequence_loss(backbone, batch, codes, config.embedding_dropout)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                if penalty is not None and penalty_weight > 0:
+                    value, ratio = _add_penalty(penalty, penalty_weight, parameters)
+                    penalties.append(value)
+                    ratios.append(ratio)
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                optimiser.step()
+                losses.append(loss.item())
+                weights.append(targets)
+                step += 1
+                on_step(min(step, total_steps), total_steps)
+            report.losses.append(float(np.average(losses, weights=weights)) if losses else math.nan)
+            report.penalties.append(float(np.mean(penalties)) if penalties else 0.0)
+            report.gradient_ratio.append(float(np.mean(ratios)) if ratios else 0.0)
+            if epoch % config.evaluate_every and epoch != config.epochs:
+                continue
+            backbone.model.train(False)
+            report.scores.append((epoch, evaluate()))
+            if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
+                report.best_epoch = epoch
+                best = [p.detach().clone() for p in parameters]
+            elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
+                break
+    with torch.no_grad():
+        for parameter, kept in zip(parameters, best, strict=True):
+            parameter.copy_(kept)
+    backbone.model.train(False)
+    on_step(total_steps, total_steps)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+@contextmanager
+def residual_dropout(backbone: Backbone, rate: float) -> Iterator[None]:
+    """Dropout on what attention and MLP add to the residual stream while training; the saved model is a plain Llama."""
+
+    def hook(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return nn.functional.dropout(output, rate, module.training)
+
+    names = ("o_proj", "down_proj")
+    handles = [m.register_forward_hook(hook) for n, m in backbone.model.named_modules() if n.endswith(names)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up, then cosine to 0; a factor of the peak rate."""
+    warm = max(1, round(total * warmup))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def batches(
+    sequences: Sequence[TrainingSequence], size: int, random: np.random.Generator
+) -> Iterator[list[TrainingSequence]]:
+    """Shuffled batches of sequences of like length, so that little is padding."""
+    order = random.permutation(len(sequences))
+    order = order[np.argsort([len(sequences[i].rows) for i in order], kind="stable")]
+    starts = np.arange(0, len(order), size)
+    random.shuffle(starts)
+    for start in starts:
+        yield [sequences[i] for i in order[start : start + size]]
+
+
+def sequence_loss(
+    backbone: Backbone, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], embedding_dropout: float
+) -> tuple[Tensor, int]:
+    """Mean over target items of the sum over 4 levels of cross-entropy over that level's 256 codes; how many targets.
+
+    Every position of a sequence is predicted in one pass: the token before code l of an item is what predicts it.
+    """
+    device = backbone.device
+    longest = max(len(s.rows) for s in batch)
+    tokens = np.full((len(batch), 1 + LEVELS * longest), PAD, dtype=np.int64)
+    tokens[:, 0] = BOS
+    target = np.zeros((len(batch), longest), dtype=bool)
+    wanted = np.zeros((len(batch), longest, LEVELS), dtype=np.int64)
+    for i, sequence in enumerate(batch):
+        own = codes[sequence.rows].astype(np.int64)
+        tokens[i, 1 : 1 + own.size] = (own + level_offsets(backbone.first_code_token)).reshape(-1)
+        wanted[i, : len(own)] = own
+        target[i, sequence.first_target : len(own)] = True
+    inputs = backbone.model.get_input_embeddings()(torch.from_numpy(tokens[:, :-1]).to(device))
+    inputs = nn.functional.dropout(inputs, embedding_dropout, training=backbone.model.training)
+    hidden = backbone.decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    mask = torch.from_numpy(target).to(device)
+    hidden = hidden.view(len(batch), longest, LEVELS, -1)[mask]  # [targets, 4, hidden]
+    logits = torch.einsum("nld,lcd->nlc", hidden, backbone.head.to(hidden.dtype))
+    labels = torch.from_numpy(wanted).to(device)[mask]
+    count = len(labels)
+    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
+    return loss, count
+
+
+def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
+    """Add the proximal's gradient to the loss's; returns the penalty (without weight) and ||g_prox|| / ||g_ce||."""
+    value = penalty()
+    gradients = torch.autograd.grad(weight * value, parameters, allow_unused=True)
+    data_norm = math.sqrt(sum(float(p.grad.float().square().sum()) for p in parameters if p.grad is not None))
+    own_norm = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return value.item(), own_norm / data_norm if data_norm > 0 else math.inf

@@ -1,0 +1,405 @@
+"""The one update path: seal -> claim -> fit -> evaluate -> gate -> publish -> promote (DESIGN.md, idea 1)."""
+
+import os
+import socket
+import tempfile
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from service.adapters import repository as adapters
+from service.adapters.artifacts import ArtifactStore, VerifiedBase
+from service.adapters.repository import NewAdapter
+from service.catalog.follower import CatalogueFollower
+from service.catalog.index import CatalogueIndex
+from service.errors import AdaptideError, Conflict, LeaseLost
+from service.generation.backbone import Backbone, load_backbone, pick_device
+from service.kit.clock import Clock
+from service.kit.db import Database
+from service.kit.ids import uuid7
+from service.kit.lease_keeper import held
+from service.kit.leases import Lease
+from service.recommend.popularity import Popularity
+from service.settings import Settings
+from service.windows import repository as window_rows
+from service.windows import service as windows
+from service.windows.repository import Evaluation, Window
+from service.windows.service import UPDATER_LEASE, Outcome
+from service.windows.states import SealedBecause, WindowState
+from trainer.evaluation import DEPTH, metrics, ndcg
+from trainer.examples import Examples, build_examples, prequential_cases
+from trainer.gate import Refusal, Verdict, judge
+from trainer.learn import Learnt, Report, Steps, learn, silent
+from trainer.lora import save_adapter
+from trainer.methods import make_method
+from trainer.methods.base import State
+from trainer.streams import WindowStreams, load_streams, popularity_through
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of the event sequence to learn from: after_seq exclusive, through_seq inclusive."""
+
+    after_seq: int
+    through_seq: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Serving:
+    """What serves when an update begins: the pointer, its verified base and the incumbent's tensors (None: none)."""
+
+    pointer: adapters.Pointer
+    base: VerifiedBase
+    backbone: Backbone
+    incumbent: State | None
+
+
+@dataclass(slots=True)
+class Update:
+    """What came of one range. verdict is None until it is decided; `reason` says why it was skipped or refused."""
+
+    verdict: WindowState | None = None
+    reason: str | None = None
+    serving: Serving | None = None
+    learnt: Learnt | None = None
+    gate: Verdict | None = None
+    newest: datetime | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
+
+
+class Updater:
+    """One process's updater. `tick` does whatever is due; only the holder of the lease works."""
+
+    def __init__(self, database: Database, settings: Settings, clock: Clock, artifacts: ArtifactStore) -> None:
+        self._database = database
+        self._settings = settings
+        self._clock = clock
+        self._artifacts = artifacts
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
+        self._catalogue = CatalogueFollower(database, settings.poll_interval)
+        self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
+        self._popularity: tuple[int, Popularity] | None = None
+        self._method = make_method(settings)
+
+    def tick(self, report: Report = silent) -> Window | None:
+        """Seal what is due and bring one window to its outcome; None when there was nothing to do.
+
+        Never raises for what one window does: its failure is in its row, and it is tried again while attempts are left.
+        """
+        settings, database, clock = self._settings, self._database, self._clock
+        with held(database, clock, UPDATER_LEASE, self._owner, settings.lease_duration) as lease:
+            if lease is None:
+                return None
+            if (because := windows.due(database, clock, settings)) is not None:
+                windows.seal(database, clock, settings, because)
+            return self._next(lease, report)
+
+    def close_and_work(self, through_seq: int | None, report: Report = silent) -> list[Window]:
+        """Seal the open window by hand (None: all of it) and bring every waiting window to its outcome.
+
+        Raises Conflict when another updater is at work.
+        """
+        settings, database, clock = self._settings, self._database, self._clock
+        with held(database, clock, UPDATER_LEASE, self._owner, settings.lease_duration) as lease:
+            if lease is None:
+                raise Conflict("another updater is at work; it takes up closed windows by itself, or stop it first")
+            windows.seal(database, clock, settings, SealedBecause.MANUAL, through_seq=through_seq, actor="cli")
+            done: dict[int, Window] = {}
+            while (window := self._next(lease, report)) is not None:
+                done[window.window_id] = window  # a failed attempt is followed by the next one on the same window
+            return list(done.values())
+
+    def rehearse(self, span: Range, report: Report = silent) -> Update:
+        """Learn from a range and judge the candidate; nothing is written, sealed or promoted."""
+        update = Update()
+        self._update(update, span, report)
+        return update
+
+    def _next(self, lease: Lease, report: Report) -> Window | None:
+        window = windows.claim(self._database, self._clock, self._settings, lease, method=self._method.name)
+        if window is None:
+            return None
+        self._work(window, lease, report)
+        return windows.read_window(self._database, window.window_id)
+
+    def _work(self, window: Window, lease: Lease, report: Report) -> None:
+        update = Update()
+        log.info("window_claimed", window_id=window.window_id, events=window.events, attempt=window.attempts)
+        try:
+            self._update(update, Range(window.after_seq, window.through_seq), report)
+            self._conclude(window, lease, update)
+        except LeaseLost as error:
+            log.warning("window_left", window_id=window.window_id, reason=error.detail)
+        except Exception as error:  # whatever it was, the window must not stay in training without a word
+            log.exception("window_update_failed", window_id=window.window_id)
+            reason = error.detail if isinstance(error, AdaptideError) else f"{type(error).__name__}: {error}"
+            try:
+                windows.fail(
+                    self._database,
+                    self._clock,
+                    self._settings,
+                    window.window_id,
+                    lease,
+                    reason,
+                    steps=update.steps.rows,
+                )
+            except AdaptideError as second:  # the next holder takes the window over when the lease has run out
+                log.warning("failure_not_recorded", window_id=window.window_id, reason=second.detail)
+
+    def _update(self, update: Update, span: Range, report: Report) -> None:
+        """From the range to a judged candidate; `update` is filled in step by step."""
+        settings, steps = self._settings, update.steps
+        with steps.step("examples") as row:
+            index = self._catalogue.refresh()
+            serving = self._serving(index)
+            if serving is None:
+                row["outcome"] = "skipped"
+                update.verdict, update.reason = WindowState.SKIPPED, "no base is active: run `adaptide base build`"
+                return
+            data = load_streams(self._database, settings, index, span.after_seq, span.through_seq)
+            examples = build_examples(
+                data.streams, history_items=settings.history_items, min_events=settings.min_events_per_user
+            )
+            update.serving, update.newest = serving, data.newest
+            update.statistics = _counts(data, examples)
+            row |= {"outcome": "built", **update.statistics}
+        if not examples.training or not examples.validation:
+            update.verdict = WindowState.SKIPPED
+            update.reason = (
+                f"no user has {settings.min_events_per_user} events with known items in it, new ones among them"
+            )
+            return
+        ranking = self._popularity_before(span.after_seq).by_row(index)
+        prequential = prequential_cases(
+            data.streams,
+            history_items=settings.history_items,
+            per_user=settings.evaluation_items_per_user,
+            users=settings.evaluation_users,
+            seed=settings.seed,
+        )
+        learnt = learn(
+            serving.backbone,
+            serving.incumbent,
+            self._method,
+            examples,
+            prequential,
+            index,
+            ranking,
+            settings,
+            steps,
+            report,
+        )
+        update.learnt = learnt
+        update.statistics |= _learning(learnt)
+        if learnt.tensors is None:
+            update.verdict = WindowState.NO_CHANGE
+            update.reason = "no epoch was better on validation than what serves"
+            return
+        with steps.step("gate") as row:
+            update.gate = judge(
+                ndcg(learnt.ranks["candidate"], DEPTH),
+                ndcg(learnt.ranks["incumbent"], DEPTH),
+                weights_finite=all(bool(torch.isfinite(t).all()) for t in learnt.tensors.values()),
+                min_users=settings.gate_min_users,
+                tolerance=settings.gate_tolerance,
+                confidence=settings.gate_confidence,
+                seed=settings.seed,
+            )
+            update.verdict = WindowState.PROMOTED if update.gate.passed else WindowState.REFUSED
+            update.reason = ", ".join(update.gate.reasons) or None
+            row["outcome"] = "passed" if update.gate.passed else "refused"
+
+    def _conclude(self, window: Window, lease: Lease, update: Update) -> None:
+        """Publish the candidate if there is one, and write the window's one outcome."""
+        assert update.verdict is not None  # noqa: S101  # _update always decides
+        candidate = None
+        learnt, serving = update.learnt, update.serving
+        if learnt and serving and update.gate and Refusal.NON_FINITE_WEIGHTS not in update.gate.reasons:
+            with update.steps.step("publish") as row:
+                candidate = self._publish(window, update, learnt, serving)
+                row["outcome"] = candidate.adapter_version
+        outcome = Outcome(
+            verdict=update.verdict,
+            reason=update.reason,
+            candidate=candidate,
+            incumbent_version=serving.pointer.adapter_version if serving else None,
+            evaluations=_evaluations(update, candidate),
+            steps=update.steps.rows,
+            statistics=update.statistics,
+        )
+        windows.conclude(
+            self._database,
+            self._clock,
+            self._artifacts,
+            window.window_id,
+            lease,
+            outcome,
+            expected_revision=serving.pointer.revision if serving else None,
+        )
+
+    def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
+        settings = self._settings
+        assert learnt.tensors is not None  # noqa: S101  # asked by _conclude
+        hyperparameters = {
+            "rank": settings.lora_rank,
+            "alpha": settings.lora_alpha,
+            "dropout": settings.lora_dropout,
+            "learning_rate": settings.learning_rate_update,
+            "epochs": settings.update_epochs,
+            "batch_size": settings.update_batch_size,
+            "proximal_weight": self._method.weight,
+            "proximal_group_by": settings.proximal_group_by.value,
+            "seed": settings.seed,
+        }
+        metadata = {
+            "base_id": serving.base.base_id,
+            "method": self._method.name,
+            "parent_version": serving.pointer.adapter_version,
+            "window": {"window_id": window.window_id, "after_seq": window.after_seq, "through_seq": window.through_seq},
+            "hyperparameters": hyperparameters,
+        }
+        with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
+            save_adapter(
+                Path(folder),
+                learnt.tensors,
+                rank=settings.lora_rank,
+                alpha=settings.lora_alpha,
+                dropout=settings.lora_dropout,
+            )
+            published = self._artifacts.publish_adapter(Path(folder), metadata, window.window_id)
+        return NewAdapter(
+            adapter_version=published.id,
+            base_id=serving.base.base_id,
+            digest=published.digest,
+            method=self._method.name,
+            parent_version=serving.pointer.adapter_version,
+            window_id=window.window_id,
+            hyperparameters=hyperparameters,
+            metrics=learnt.metrics("candidate").as_dict(),
+            trained_through=update.newest,
+        )
+
+    def _serving(self, index: CatalogueIndex) -> Serving | None:
+        """The verified base and adapter that the pointer names; None without a base."""
+        with self._database.read() as connection:
+            pointer = adapters.read_pointer(connection)
+            base_row = adapters.find_base(connection, pointer.base_id) if pointer.base_id else None
+            version = pointer.adapter_version
+            adapter_row = adapters.find_adapter(connection, version) if version else None
+        if base_row is None or index.base_id != pointer.base_id:
+            return None
+        if self._backbone is None or self._backbone[0] != base_row.base_id:
+            verified = self._artifacts.open_base(base_row.base_id, base_row.digest)
+            device = pick_device(self._settings.device)
+            self._backbone = (base_row.base_id, verified, load_backbone(verified.path / "model", device, torch.float32))
+        _, verified, backbone = self._backbone
+        incumbent = None
+        if adapter_row is not None:
+            opened = self._artifacts.open_adapter(adapter_row.adapter_version, adapter_row.digest, verified)
+            incumbent = {name: torch.from_numpy(tensor.copy()) for name, tensor in opened.tensors.items()}
+        return Serving(pointer, verified, backbone, incumbent)
+
+    def _popularity_before(self, after_seq: int) -> Popularity:
+        """As it stood before the window; what was counted for an earlier window is kept."""
+        held_seq, popularity = self._popularity or (0, Popularity(self._settings.popularity_half_life))
+        if after_seq < held_seq:
+            held_seq, popularity = 0, Popularity(self._settings.popularity_half_life)
+        popularity_through(self._database, popularity, held_seq, after_seq, self._settings.ignored_event_types)
+        self._popularity = (after_seq, popularity)
+        return popularity
+
+
+def open_range(database: Database, through_seq: int | None) -> Range:
+    """The events after the last sealed window, up to `through_seq` or all."""
+    with database.read() as connection:
+        after = window_rows.last_through_seq(connection)
+        _, highest = window_rows.measure(connection, after, through_seq, None)
+    return Range(after, highest)
+
+
+def _counts(data: WindowStreams, examples: Examples) -> dict[str, Any]:
+    return {
+        "interactions": data.events,
+        "unknown_items": data.unknown,
+        "users": len(data.streams),
+        "targets": examples.targets,
+        "test_users": len(examples.test),
+        "trained_through": data.newest.isoformat() if data.newest else None,
+    }
+
+
+def _learning(learnt: Learnt) -> dict[str, Any]:
+    fitted = learnt.fit
+    return {
+        "losses": fitted.losses,
+        "validation_loss": [[epoch, -score] for epoch, score in fitted.scores],
+        "best_epoch": fitted.best_epoch,
+        "proximal": fitted.penalties,
+        "gradient_ratio": fitted.gradient_ratio,
+        "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
+    }
+
+
+def _evaluations(update: Update, candidate: NewAdapter | None) -> list[Evaluation]:
+    if update.learnt is None or update.serving is None:
+        return []
+    versions = {
+        "incumbent": update.serving.pointer.adapter_version,
+        "candidate": candidate.adapter_version if candidate else None,
+    }
+    rows = []
+    for subject in update.learnt.ranks:
+        found = update.learnt.metrics(subject)
+        comparison = update.gate.comparison if update.gate and subject == "candidate" else None
+        rows.append(
+            Evaluation(
+                subject=subject,
+                users=found.users,
+                hit_5=found.hit_5,
+                hit_10=found.hit_10,
+                ndcg_5=found.ndcg_5,
+                ndcg_10=found.ndcg_10,
+                adapter_version=versions.get(subject),
+                comparison=comparison.as_json() if comparison else None,
+            )
+        )
+    return rows
+
+
+def window_summary(window: Window) -> dict[str, Any]:
+    """What a command prints of a concluded window."""
+    return {
+        "window": window.window_id,
+        "events": window.events,
+        "verdict": window.verdict,
+        "reason": window.reason,
+        "candidate": window.candidate_version,
+        "metrics": {
+            e.subject: {"hit@5": e.hit_5, "hit@10": e.hit_10, "ndcg@5": e.ndcg_5, "ndcg@10": e.ndcg_10}
+            for e in window.evaluations
+        },
+        "statistics": window.statistics,
+        "steps": window.steps,
+    }
+
+
+def rehearsal_summary(update: Update) -> dict[str, Any]:
+    """The same of a dry run."""
+    ranks = update.learnt.ranks if update.learnt else {}
+    return {
+        "window": None,
+        "events": update.statistics.get("interactions", 0),
+        "verdict": update.verdict,
+        "reason": update.reason,
+        "candidate": None,
+        "metrics": {subject: metrics(own).as_dict() for subject, own in ranks.items()},
+        "statistics": update.statistics,
+        "steps": update.steps.rows,
+    }
