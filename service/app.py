@@ -34,8 +34,6 @@ ROUTERS = (
     service.catalog.endpoints.router,
     service.adapters.endpoints.router,
     service.windows.endpoints.router,
-    service.adapters.endpoints.router,
-    service.windows.endpoints.router,
     service.audit.endpoints.router,
 )
 

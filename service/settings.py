@@ -131,9 +131,9 @@ class Settings(BaseSettings):
     """LoRA alpha; the scale is alpha / r (paper: 16)."""
     lora_dropout: Fraction = 0.05
     """Dropout before LoRA A while training (paper: 0.05)."""
-    learning_rate_base: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate_base: Annotated[float, Field(gt=0)] = 3e-3
     """Peak AdamW rate of the base (D_1)."""
-    learning_rate_update: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate_update: Annotated[float, Field(gt=0)] = 2e-3
     """Peak AdamW rate of a window's update; below the base's (paper figure 4)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay of an update (paper: 0.01)."""
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
 
     gate_min_users: Positive = 20
     """Fewer scorable users than this: the candidate is refused."""
-    gate_tolerance: Annotated[float, Field(ge=0)] = 0.1
+    gate_tolerance: Annotated[float, Field(ge=0)] = 0.25
     """Relative loss of NDCG@10 against the incumbent that is tolerated when the bootstrap cannot exclude it."""
     gate_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence of the gate's paired bootstrap interval."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +26,9 @@ from service.kit import migrate
 from service.kit.db import Database
 from service.settings import Settings
 from service.tables import metadata
+
+if TYPE_CHECKING:
+    from tests.built import BuiltWorld
 
 POSTGRES_URL = os.environ.get("ADAPTIDE_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
 REQUIRE_SERVICES = os.environ.get("ADAPTIDE_TEST_REQUIRE_SERVICES") == "1"
@@ -179,3 +183,11 @@ def admin(app: FastAPI, client: TestClient) -> TestClient:
     key = app.state.services.access.create("tests", frozenset({Scope.ADMIN}), actor="cli")
     client.headers["Authorization"] = f"Bearer {key.token}"
     return client
+
+
+@pytest.fixture(scope="session")
+def built_world(tmp_path_factory: pytest.TempPathFactory) -> "BuiltWorld":
+    """A base built once, for tests to copy."""
+    from tests.built import BuiltWorld  # loads torch, which most tests do without
+
+    return BuiltWorld.build(tmp_path_factory.mktemp("world"))

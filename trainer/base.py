@@ -25,8 +25,9 @@ from service.windows import service as windows
 from trainer.evaluation import DEPTH, metrics, model_ranks, popularity_ranks
 from trainer.examples import build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
-from trainer.learn import Report, Steps, silent
+from trainer.learn import Steps
 from trainer.lora import LoraBackbone, save_adapter
+from trainer.progress import Report, silent
 from trainer.streams import load_streams, popularity_through
 from trainer.tiny import TinyConfig, low_precision_pays, save_model, train_base
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig, fit_codec

@@ -62,7 +62,7 @@ def build_examples(
 ) -> Examples:
     """Leave-one-out over one window; users with fewer than `min_events` interactions in it are left out.
 
-    piece: most targets in one training sequence (default: history_items).
+    piece: most targets in one training sequence (default: half of history_items).
     """
     training: list[TrainingSequence] = []
     validation: list[Case] = []
@@ -84,14 +84,19 @@ def build_examples(
                 )
             )
             end = place
-        training.extend(pieces(rows[:end], first, history_items, piece or history_items))
+        training.extend(pieces(rows[:end], first, history_items, piece or (history_items + 1) // 2))
     return Examples(tuple(training), tuple(validation), tuple(test))
 
 
 def pieces(rows: Rows, first_target: int, history_items: int, piece: int) -> Iterator[TrainingSequence]:
-    """Cut one user's rows so that every row from `first_target` on is a target exactly once, behind its history."""
+    """Cut one user's rows so that every row from `first_target` on is a target exactly once, behind its history.
+
+    The history before a piece is so long that its last target still sees no more than `history_items` (the service's
+    prompt) and its first one as much as that leaves: with 20 and pieces of 10, between 11 and 20 items.
+    """
+    before = max(1, history_items + 1 - piece)
     for start in range(first_target, len(rows), piece):
-        context = max(0, start - history_items)
+        context = max(0, start - before)
         yield TrainingSequence(rows[context : start + piece], start - context)
 
 

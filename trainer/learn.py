@@ -24,13 +24,8 @@ from trainer.examples import Case, Examples, sample_cases
 from trainer.fit import FitConfig, FitReport, fit
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Method, State
+from trainer.progress import Report, silent
 from trainer.tiny import low_precision_pays
-
-Report = Callable[[str, int, int], None]  # (step's name, done, total)
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """A Report that says nothing."""
 
 
 @dataclass(slots=True)
@@ -38,6 +33,8 @@ class Steps:
     """Duration and outcome of each step, in order, as the windows table keeps them."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    on_done: Callable[[], object] = lambda: None
+    """Called after each step that succeeded, so that others can see how far the work has come."""
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, Any]]:
@@ -52,6 +49,7 @@ class Steps:
             raise
         finally:
             row["seconds"] = round(time.monotonic() - started, 3)
+        self.on_done()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

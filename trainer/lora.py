@@ -1,6 +1,7 @@
 """LoRA on a backbone through peft, and its plain PEFT folder that every engine can load."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,10 @@ class LoraBackbone:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        self._peft = get_peft_model(backbone.model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for an attribute by its old name.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            self._peft = get_peft_model(backbone.model, config)
         self.backbone = Backbone(backbone.model, backbone.first_code_token)
 
     @property

@@ -1,6 +1,6 @@
-"""Progress bars on standard error, one line a step, with elapsed and remaining time."""
+"""Progress: what a long step says of itself, and bars on standard error with elapsed and remaining time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,21 +14,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trainer.learn import Report
+Report = Callable[[str, int, int], None]  # (step's name, done, total)
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """A Report that says nothing."""
 
 
 @contextmanager
 def bars(console: Console | None = None) -> Iterator[Report]:
-    """A Report that draws; on a terminal live, otherwise one line when a step ends."""
-    console = console or Console(stderr=True)
+    """A Report that draws: on a terminal live, otherwise all at the end."""
     columns = (
-        TextColumn("{task.description:<16}"),
+        TextColumn("{task.description:<20}"),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    with Progress(*columns, console=console or Console(stderr=True), refresh_per_second=4) as progress:
         tasks: dict[str, TaskID] = {}
         finished: set[str] = set()
 

@@ -1,5 +1,6 @@
 """The updater's clock: APScheduler as a ticker only. The truth about what is due lies in the store, under a lease."""
 
+import logging
 import signal
 import threading
 from datetime import timedelta
@@ -22,6 +23,7 @@ def run(updater: Updater, interval: timedelta) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # else a line for each tick, and for each one dropped
     scheduler = BackgroundScheduler(timezone="UTC")
     scheduler.add_job(
         _tick,

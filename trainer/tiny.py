@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from service.catalog.index import CatalogueIndex
 from service.generation.backbone import Backbone
@@ -112,6 +113,7 @@ def cut(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> Iter
 
 def save_model(backbone: Backbone, folder: Path) -> None:
     """An ordinary Hugging Face folder: config, safetensors, tokenizer."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of a file that is written in a moment
     backbone.model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
 

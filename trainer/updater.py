@@ -33,10 +33,11 @@ from service.windows.states import SealedBecause, WindowState
 from trainer.evaluation import DEPTH, metrics, ndcg
 from trainer.examples import Examples, build_examples, prequential_cases
 from trainer.gate import Refusal, Verdict, judge
-from trainer.learn import Learnt, Report, Steps, learn, silent
+from trainer.learn import Learnt, Steps, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
 from trainer.methods.base import State
+from trainer.progress import Report, silent
 from trainer.streams import WindowStreams, load_streams, popularity_through
 
 log = structlog.get_logger(__name__)
@@ -132,6 +133,9 @@ class Updater:
     def _work(self, window: Window, lease: Lease, report: Report) -> None:
         update = Update()
         log.info("window_claimed", window_id=window.window_id, events=window.events, attempt=window.attempts)
+        update.steps.on_done = lambda: windows.report_steps(
+            self._database, self._clock, window.window_id, lease, update.steps.rows
+        )
         try:
             self._update(update, Range(window.after_seq, window.through_seq), report)
             self._conclude(window, lease, update)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from service.errors import ArtifactError
 from service.generation.engine import CODES, LEVELS
@@ -45,6 +46,7 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Bac
 
     Raises ArtifactError when the folder is no causal LM with the semantic-ID tokens.
     """
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # the service logs; it does not draw
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False

@@ -94,22 +94,27 @@ def test_a_case_has_the_latest_items_as_history_and_everything_before_it_as_seen
     assert asked(examples.test) == [([5, 6], 7, [1, 2, 3, 4, 5, 6])]
 
 
-def test_a_long_user_is_cut_so_that_each_piece_has_a_full_history_before_its_first_target() -> None:
+def test_a_long_user_is_cut_so_that_the_last_target_of_a_piece_sees_a_full_history_and_no_more() -> None:
     rows = np.arange(10)
 
     assert plain(list(pieces(rows, 3, history_items=2, piece=3))) == [
-        ([1, 2], [3, 4, 5]),
-        ([4, 5], [6, 7, 8]),
-        ([7, 8], [9]),
+        ([2], [3, 4, 5]),
+        ([5], [6, 7, 8]),
+        ([8], [9]),
+    ]
+    assert plain(list(pieces(rows, 4, history_items=4, piece=2))) == [
+        ([1, 2, 3], [4, 5]),
+        ([3, 4, 5], [6, 7]),
+        ([5, 6, 7], [8, 9]),
     ]
     assert plain(list(pieces(rows[:4], 1, history_items=5, piece=1))) == [([0], [1]), ([0, 1], [2]), ([0, 1, 2], [3])]
     assert list(pieces(rows, 10, history_items=2, piece=3)) == []
 
 
-def test_a_piece_holds_as_many_targets_as_the_history_has_items_unless_told_otherwise() -> None:
+def test_a_piece_holds_half_as_many_targets_as_the_history_has_items_unless_told_otherwise() -> None:
     long = stream(list(range(12)))
 
-    assert [len(targets) for _, targets in plain(build(long, history_items=4).training)] == [4, 4, 2]
+    assert [len(targets) for _, targets in plain(build(long, history_items=4).training)] == [2, 2, 2, 2, 2]
     assert [len(targets) for _, targets in plain(build(long, history_items=4, piece=7).training)] == [7, 3]
 
 
@@ -151,7 +156,7 @@ def test_every_item_before_the_validation_item_is_a_target_exactly_once(
     assert [t for _, targets in plain(examples.training) for t in targets] == rows[len(earlier) : end]
     place = len(earlier)
     for history, targets in plain(examples.training):
-        assert history == rows[max(0, place - history_items) : place]
+        assert history == rows[max(0, place - max(1, history_items + 1 - piece)) : place]
         assert 1 <= len(targets) <= piece
         place += len(targets)
 
