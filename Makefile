@@ -1,5 +1,5 @@
 # Everything a fresh machine needs is inside: each target first makes .venv. `make` alone says what there is.
-#   make demo ARGS="--once --port 9000"     arguments for `adaptide demo`; likewise for test (pytest) and bench
+#   make demo ARGS="--once --port 9000"     arguments for `adaptide demo`; likewise for test (pytest)
 #   make demo PYTHON=python3.12             another interpreter, when .venv is made
 
 PYTHON ?= python3
@@ -13,13 +13,12 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench constraints clean
+.PHONY: help demo test lint format constraints clean
 
 help:
-	@echo 'make demo         real data, a trained model, a live replay: API and dashboard on 127.0.0.1:8000'
+	@echo 'make demo         real data, a trained model, a live replay: API on 127.0.0.1:8000'
 	@echo 'make test         the whole test suite (ARGS="tests/events -k conflict": a part of it)'
 	@echo 'make lint         ruff, mypy, import-linter;  make format: what ruff can put right by itself'
-	@echo 'make bench        the benchmarks, each beside its peer'
 	@echo 'make constraints  write the versions that are installed to constraints.txt'
 	@echo 'make clean        remove caches and build results (.venv is kept: rm -rf .venv)'
 
@@ -38,9 +37,6 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-
-bench: $(VENV)/.installed-dev
-	$(VENV)/bin/adaptide bench $(ARGS)
 
 $(VENV)/.created:
 	@command -v '$(PYTHON)' >/dev/null || { \

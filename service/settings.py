@@ -207,7 +207,7 @@ def load_settings(**overrides: object) -> Settings:
     if unknown:
         raise ConfigurationError(
             f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: "
-            "unset or correct; the README's settings table lists every variable"
+            "unset or correct; docs/settings.md lists every variable"
         )
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # values are validated by pydantic
@@ -228,6 +228,15 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_page() -> str:
+    """docs/settings.md, whole."""
+    return (
+        "# Settings\n\nEvery setting is an environment variable; an unknown `ADAPTIDE_` variable is an error. "
+        "Durations are seconds or ISO 8601 (`PT1H`).\nWritten by `python -m service.settings > docs/settings.md`.\n\n"
+        + settings_table()
+    )
+
+
 def _shown_default(value: object) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
@@ -239,4 +248,4 @@ def _shown_default(value: object) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(settings_table())
+    sys.stdout.write(settings_page())

@@ -23,10 +23,12 @@ torch.set_num_threads(1)  # models this small only wait for one another's thread
 RECIPE = BaseRecipe(
     tiny=TinyConfig(hidden=32, layers=1, heads=1),
     tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
-    epochs=6,
-    evaluate_every=2,
+    epochs=30,
+    batch_size=4,
+    evaluate_every=10,
+    patience=3,
 )
-"""A base in about a second."""
+"""A base that has learnt the pattern (NDCG@10 about 0.9) in two seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class BuiltWorld:
         migrate.upgrade(database)
         worlds.put(database, clock, worlds.items())
         worlds.send(database, clock, worlds.first_walks())
-        settings = Settings(home=folder, learning_rate_base=5e-3, embedding_dropout=0.0, residual_dropout=0.0, beams=40)
+        settings = Settings(home=folder, learning_rate_base=1e-2, embedding_dropout=0.0, residual_dropout=0.0)
         built = build_base(database, ArtifactStore(settings.artifacts_dir), settings, clock, RECIPE, actor="tests")
         return cls(database, settings.artifacts_dir, built)
 
@@ -60,11 +62,11 @@ class BuiltWorld:
             for table in (metadata.tables["catalog_revision"], metadata.tables["active_adapter"]):
                 target.execute(table.update().values(**source.execute(sa.select(table)).mappings().one()))
             if database.dialect == "postgresql":
-                for table, column in (("events", "seq"), ("windows", "window_id"), ("evaluations", "evaluation_id")):
-                    last = f"(SELECT COALESCE(MAX({column}), 0) + 1 FROM {table})"
-                    target.exec_driver_sql(
-                        f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), {last}, false)"
-                    )
+                for name, key in (("events", "seq"), ("windows", "window_id"), ("evaluations", "evaluation_id")):
+                    table = metadata.tables[name]
+                    following = sa.select(sa.func.coalesce(sa.func.max(table.c[key]), 0) + 1).scalar_subquery()
+                    sequence = sa.func.pg_get_serial_sequence(name, key)
+                    target.execute(sa.select(sa.func.setval(sequence, following, False)))
         return self.built
 
 

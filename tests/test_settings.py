@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from service.errors import ConfigurationError
-from service.settings import Settings, load_settings, settings_table
+from service.settings import Settings, load_settings, settings_page, settings_table
 
 
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,4 +54,10 @@ def test_the_table_has_a_line_with_a_meaning_for_every_setting() -> None:
 
 def test_the_module_prints_the_table() -> None:
     printed = subprocess.run([sys.executable, "-m", "service.settings"], capture_output=True, text=True, check=True)
-    assert printed.stdout == settings_table()
+    assert printed.stdout == settings_page()
+
+
+def test_the_documented_settings_are_the_ones_that_there_are() -> None:
+    page = Path(__file__).parents[1] / "docs" / "settings.md"
+
+    assert page.read_text() == settings_page(), "run: python -m service.settings > docs/settings.md"

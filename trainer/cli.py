@@ -91,7 +91,8 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Close the open window and bring every waiting one to its outcome, now."""
-    from trainer.updater import Updater, open_range, rehearsal_summary, window_summary
+    from trainer.outcome import rehearsal_summary, window_summary
+    from trainer.updater import Updater, open_range
 
     if until != "now" and not until.isdecimal():
         raise InvalidRequest("--until takes `now` or an event sequence number")

@@ -1,16 +1,13 @@
 """`adaptide demo`: the product at work on real data. The API, the base build and the updater are the real commands, in
 processes of their own; everything the demo does to them goes through HTTP, as a client's calls would."""
 
-import fcntl
 import itertools
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,22 +17,18 @@ import httpx
 import orjson
 from rich.console import Console
 
-from service.access.schemas import Scope
-from service.access.service import AccessService
-from service.cli import bind, print_json
-from service.errors import ConfigurationError, Unavailable
-from service.kit import migrate
+from service.cli import print_json
+from service.errors import Unavailable
 from service.kit.clock import utc_now
-from service.kit.db import Database
 from service.settings import PREFIX, Settings
 from trainer.datasets import Dataset, load_dataset
+from trainer.demo_processes import HOST, Child, environment, free_port, own_folder, prepare_store, start_command, tail
 from trainer.demo_report import Row, print_table, table_json
 from trainer.demo_traffic import Traffic
 from trainer.progress import bars
 
 Result = TypeVar("Result")
 
-HOST = "127.0.0.1"
 BASE_SHARE = 0.6  # METHODS.md: the first 60 % by time is D_1
 WINDOWS = 4
 BATCH = 250
@@ -44,38 +37,6 @@ BUILD = ("--hidden", "128", "--layers", "4", "--epochs", "10")
 START_TIMEOUT_S = 60.0
 PERSONALISED_TIMEOUT_S = 3600.0
 WINDOW_TIMEOUT_S = 3600.0
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that the demo started and will end."""
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-    log: Path
-
-    def require_alive(self) -> None:
-        """Raises Unavailable with the end of its log when it has ended."""
-        if self.process.poll() is not None:
-            raise Unavailable(f"{self.name} ended with status {self.process.returncode}; {_tail(self.log)}")
-
-    def peak_mib(self) -> float | None:
-        """Its largest resident memory so far, where the system tells."""
-        try:
-            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        except OSError:
-            return None
-        found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return round(int(found[0]) / 1024, 1) if found else None
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
 
 
 @dataclass(slots=True)
@@ -93,7 +54,7 @@ class Demo:
     def run(self) -> None:
         """Raises DatasetError, ConfigurationError or Unavailable saying what to do."""
         with ExitStack() as stack:
-            state = stack.enter_context(_own_folder(self.settings.home_dir / "demo"))
+            state = stack.enter_context(own_folder(self.settings.home_dir / "demo"))
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that children end with a killed demo
             try:
                 self._run(stack, state)
@@ -104,9 +65,9 @@ class Demo:
         self._say(f"reading {self.dataset_name}")
         data = load_dataset(self.dataset_name, self.settings.home_dir)
         cuts = window_cuts(len(data.interactions))
-        token = _prepare_store(state)
-        port = _free_port(self.port)
-        api = self._start(stack, state, "api", "serve", "--host", HOST, "--port", str(port))
+        token = prepare_store(state)
+        port = free_port(self.port)
+        api = start_command(stack, state, "api", "serve", "--host", HOST, "--port", str(port))
         url = f"http://{HOST}:{port}"
         client = stack.enter_context(
             httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
@@ -130,7 +91,7 @@ class Demo:
         self._say(f"personalised, {self._clock()} after the start", style="bold green")
         self._print_example(client, example)
 
-        updater = self._start(stack, state, "updater", "trainer", "run")
+        updater = start_command(stack, state, "updater", "trainer", "run")
         traffic = stack.enter_context(Traffic(url, token, data.interactions.user_id[cuts[0] :]))
         rows = []
         for number, (start, stop) in enumerate(itertools.pairwise(cuts), 1):
@@ -176,27 +137,12 @@ class Demo:
     def _build_base(self, state: Path) -> dict[str, Any]:
         """`adaptide base build` in a process of its own; its progress bars go straight to the terminal."""
         command = [sys.executable, "-m", "trainer.cli", "base", "build", *BUILD, "--json"]
-        quiet = _environment(state) | {PREFIX + "LOG_LEVEL": "WARNING"}  # log lines would tear the bars apart
+        quiet = environment(state) | {PREFIX + "LOG_LEVEL": "WARNING"}  # log lines would tear the bars apart
         done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, check=False)  # noqa: S603
         if done.returncode:
             raise Unavailable(f"the base build ended with status {done.returncode}; its message is above")
         built: dict[str, Any] = orjson.loads(done.stdout)
         return built
-
-    def _start(self, stack: ExitStack, state: Path, name: str, *arguments: str) -> Child:
-        log = state / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603  # our own command
-                [sys.executable, "-m", "trainer.cli", *arguments],
-                env=_environment(state),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C goes to the demo, which then ends its children in order
-            )
-        child = Child(name, process, log)
-        stack.callback(child.stop)
-        return child
 
     def _wait(self, what: str, timeout_s: float, child: Child, poll: Callable[[], Result | None]) -> Result:
         """What `poll` gives once it is true. Raises Unavailable when `child` ends or the time is over."""
@@ -206,7 +152,7 @@ class Demo:
                 return found
             child.require_alive()
             time.sleep(0.2)
-        raise Unavailable(f"{what} did not come within {timeout_s:.0f} s; {_tail(child.log)}")
+        raise Unavailable(f"{what} did not come within {timeout_s:.0f} s; {tail(child.log)}")
 
     def _put_items(self, client: httpx.Client, data: Dataset) -> None:
         with bars(self.console) as report:
@@ -319,58 +265,6 @@ def window_cuts(interactions: int) -> list[int]:
     return [base + round((interactions - base) * part / WINDOWS) for part in range(WINDOWS + 1)]
 
 
-@contextmanager
-def _own_folder(folder: Path) -> Iterator[Path]:
-    """The demo's folder, emptied, for one demo at a time."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be used: {error}; set ADAPTIDE_HOME") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                f"another demo runs in {folder}: stop it, or give this one its own ADAPTIDE_HOME"
-            ) from None
-        state = folder / "state"
-        shutil.rmtree(state, ignore_errors=True)
-        state.mkdir()
-        yield state
-
-
-def _prepare_store(state: Path) -> str:
-    """A migrated, empty store with one key that may do everything; returns the key."""
-    database = Database(f"sqlite:///{state / 'adaptide.db'}")
-    try:
-        migrate.upgrade(database)
-        created = AccessService(database, utc_now).create(
-            "demo", frozenset({Scope.ADMIN}), actor="cli", expires_in=None
-        )
-        return created.token
-    finally:
-        database.close()
-
-
-def _environment(state: Path) -> dict[str, str]:
-    """The user's settings, with home, store and artifacts of the demo's own."""
-    own = {
-        "HOME": str(state),
-        "DATABASE_URL": "",
-        "ARTIFACTS_URL": "",
-        "ENVIRONMENT": "development",
-    }
-    return os.environ | {PREFIX + name: value for name, value in own.items()}
-
-
-def _free_port(port: int) -> int:
-    """The port, or a free one for 0. Raises ConfigurationError when it is in use."""
-    with bind(HOST, port) as listener:
-        found: int = listener.getsockname()[1]
-    return found
-
-
 def _alive(client: httpx.Client) -> bool:
     try:
         return client.get("/health/ready").status_code == httpx.codes.OK
@@ -397,8 +291,3 @@ def _checked(reply: httpx.Response) -> httpx.Response:
 def _batches(count: int, size: int) -> Iterator[range]:
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-5:]
-    return f"the end of {log}: " + " | ".join(lines)

@@ -8,15 +8,16 @@ from datetime import timedelta
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from service.errors import AdaptideError
+from service.errors import AdaptideError, Unavailable
 from service.windows.repository import Window
+from trainer.progress import Report
 from trainer.updater import Updater
 
 log = structlog.get_logger(__name__)
 
 
 def run(updater: Updater, interval: timedelta) -> None:
-    """Tick until SIGTERM or SIGINT; the update in progress is finished first.
+    """Tick until SIGTERM or SIGINT. An update in progress is then left within a step; its window is taken up again.
 
     coalesce and max_instances = 1: a tick that comes while one works is dropped, and nothing is made up for later.
     """
@@ -24,11 +25,16 @@ def run(updater: Updater, interval: timedelta) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # else a line for each tick, and for each one dropped
+
+    def report(step: str, done: int, total: int) -> None:
+        if ended.is_set():
+            raise Unavailable("the updater was stopped while it worked on this window")
+
     scheduler = BackgroundScheduler(timezone="UTC")
     scheduler.add_job(
         _tick,
         "interval",
-        args=[updater],
+        args=[updater, report],
         seconds=interval.total_seconds(),
         coalesce=True,
         max_instances=1,
@@ -41,9 +47,9 @@ def run(updater: Updater, interval: timedelta) -> None:
     log.info("updater_stopped")
 
 
-def _tick(updater: Updater) -> None:
+def _tick(updater: Updater, report: Report) -> None:
     try:
-        window: Window | None = updater.tick()
+        window: Window | None = updater.tick(report)
     except AdaptideError as error:  # the store is away or a writer was slow: the next tick tries again
         log.warning("tick_failed", reason=error.detail)
         return

@@ -3,10 +3,7 @@
 import os
 import socket
 import tempfile
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
@@ -27,52 +24,20 @@ from service.recommend.popularity import Popularity
 from service.settings import Settings
 from service.windows import repository as window_rows
 from service.windows import service as windows
-from service.windows.repository import Evaluation, Window
+from service.windows.repository import Window
 from service.windows.service import UPDATER_LEASE, Outcome
 from service.windows.states import SealedBecause, WindowState
-from trainer.evaluation import DEPTH, metrics, ndcg
-from trainer.examples import Examples, build_examples, prequential_cases
-from trainer.gate import Refusal, Verdict, judge
-from trainer.learn import Learnt, Steps, learn
+from trainer.evaluation import DEPTH, ndcg
+from trainer.examples import build_examples, prequential_cases
+from trainer.gate import Refusal, judge
+from trainer.learn import Learnt, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
-from trainer.methods.base import State
+from trainer.outcome import Range, Serving, Update, counts, evaluations, learning
 from trainer.progress import Report, silent
-from trainer.streams import WindowStreams, load_streams, popularity_through
+from trainer.streams import load_streams, popularity_through
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A range of the event sequence to learn from: after_seq exclusive, through_seq inclusive."""
-
-    after_seq: int
-    through_seq: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Serving:
-    """What serves when an update begins: the pointer, its verified base and the incumbent's tensors (None: none)."""
-
-    pointer: adapters.Pointer
-    base: VerifiedBase
-    backbone: Backbone
-    incumbent: State | None
-
-
-@dataclass(slots=True)
-class Update:
-    """What came of one range. verdict is None until it is decided; `reason` says why it was skipped or refused."""
-
-    verdict: WindowState | None = None
-    reason: str | None = None
-    serving: Serving | None = None
-    learnt: Learnt | None = None
-    gate: Verdict | None = None
-    newest: datetime | None = None
-    statistics: dict[str, Any] = field(default_factory=dict)
-    steps: Steps = field(default_factory=Steps)
 
 
 class Updater:
@@ -141,21 +106,25 @@ class Updater:
             self._conclude(window, lease, update)
         except LeaseLost as error:
             log.warning("window_left", window_id=window.window_id, reason=error.detail)
+        except AdaptideError as error:
+            self._fail(window, lease, update, error.detail)
         except Exception as error:  # whatever it was, the window must not stay in training without a word
-            log.exception("window_update_failed", window_id=window.window_id)
-            reason = error.detail if isinstance(error, AdaptideError) else f"{type(error).__name__}: {error}"
-            try:
-                windows.fail(
-                    self._database,
-                    self._clock,
-                    self._settings,
-                    window.window_id,
-                    lease,
-                    reason,
-                    steps=update.steps.rows,
-                )
-            except AdaptideError as second:  # the next holder takes the window over when the lease has run out
-                log.warning("failure_not_recorded", window_id=window.window_id, reason=second.detail)
+            log.exception("window_update_crashed", window_id=window.window_id)
+            self._fail(window, lease, update, f"{type(error).__name__}: {error}")
+
+    def _fail(self, window: Window, lease: Lease, update: Update, reason: str) -> None:
+        try:
+            windows.fail(
+                self._database,
+                self._clock,
+                self._settings,
+                window.window_id,
+                lease,
+                reason,
+                steps=update.steps.rows,
+            )
+        except AdaptideError as error:  # the next holder takes the window over when the lease has run out
+            log.warning("failure_not_recorded", window_id=window.window_id, reason=error.detail)
 
     def _update(self, update: Update, span: Range, report: Report) -> None:
         """From the range to a judged candidate; `update` is filled in step by step."""
@@ -172,7 +141,7 @@ class Updater:
                 data.streams, history_items=settings.history_items, min_events=settings.min_events_per_user
             )
             update.serving, update.newest = serving, data.newest
-            update.statistics = _counts(data, examples)
+            update.statistics = counts(data, examples)
             row |= {"outcome": "built", **update.statistics}
         if not examples.training or not examples.validation:
             update.verdict = WindowState.SKIPPED
@@ -201,7 +170,7 @@ class Updater:
             report,
         )
         update.learnt = learnt
-        update.statistics |= _learning(learnt)
+        update.statistics |= learning(learnt)
         if learnt.tensors is None:
             update.verdict = WindowState.NO_CHANGE
             update.reason = "no epoch was better on validation than what serves"
@@ -234,7 +203,7 @@ class Updater:
             reason=update.reason,
             candidate=candidate,
             incumbent_version=serving.pointer.adapter_version if serving else None,
-            evaluations=_evaluations(update, candidate),
+            evaluations=evaluations(update, candidate),
             steps=update.steps.rows,
             statistics=update.statistics,
         )
@@ -326,84 +295,3 @@ def open_range(database: Database, through_seq: int | None) -> Range:
         after = window_rows.last_through_seq(connection)
         _, highest = window_rows.measure(connection, after, through_seq, None)
     return Range(after, highest)
-
-
-def _counts(data: WindowStreams, examples: Examples) -> dict[str, Any]:
-    return {
-        "interactions": data.events,
-        "unknown_items": data.unknown,
-        "users": len(data.streams),
-        "targets": examples.targets,
-        "test_users": len(examples.test),
-        "trained_through": data.newest.isoformat() if data.newest else None,
-    }
-
-
-def _learning(learnt: Learnt) -> dict[str, Any]:
-    fitted = learnt.fit
-    return {
-        "losses": fitted.losses,
-        "validation_loss": [[epoch, -score] for epoch, score in fitted.scores],
-        "best_epoch": fitted.best_epoch,
-        "proximal": fitted.penalties,
-        "gradient_ratio": fitted.gradient_ratio,
-        "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
-    }
-
-
-def _evaluations(update: Update, candidate: NewAdapter | None) -> list[Evaluation]:
-    if update.learnt is None or update.serving is None:
-        return []
-    versions = {
-        "incumbent": update.serving.pointer.adapter_version,
-        "candidate": candidate.adapter_version if candidate else None,
-    }
-    rows = []
-    for subject in update.learnt.ranks:
-        found = update.learnt.metrics(subject)
-        comparison = update.gate.comparison if update.gate and subject == "candidate" else None
-        rows.append(
-            Evaluation(
-                subject=subject,
-                users=found.users,
-                hit_5=found.hit_5,
-                hit_10=found.hit_10,
-                ndcg_5=found.ndcg_5,
-                ndcg_10=found.ndcg_10,
-                adapter_version=versions.get(subject),
-                comparison=comparison.as_json() if comparison else None,
-            )
-        )
-    return rows
-
-
-def window_summary(window: Window) -> dict[str, Any]:
-    """What a command prints of a concluded window."""
-    return {
-        "window": window.window_id,
-        "events": window.events,
-        "verdict": window.verdict,
-        "reason": window.reason,
-        "candidate": window.candidate_version,
-        "metrics": {
-            e.subject: {"hit@5": e.hit_5, "hit@10": e.hit_10, "ndcg@5": e.ndcg_5, "ndcg@10": e.ndcg_10}
-            for e in window.evaluations
-        },
-        "statistics": window.statistics,
-        "steps": window.steps,
-    }
-
-
-def rehearsal_summary(update: Update) -> dict[str, Any]:
-    """The same of a dry run."""
-    ranks = update.learnt.ranks if update.learnt else {}
-    return {
-        "window": None,
-        "events": update.statistics.get("interactions", 0),
-        "verdict": update.verdict,
-        "reason": update.reason,
-        "candidate": None,
-        "metrics": {subject: metrics(own).as_dict() for subject, own in ranks.items()},
-        "statistics": update.statistics,
-        "steps": update.steps.rows,
-    }

@@ -102,9 +102,9 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime) -> 
         first.setdefault(checked.event.event_id, checked)
     if not first:
         return IngestReport(accepted=0, duplicates=0, rejected=[], unknown_items=0)
-    # In order of time, so that the sequence follows it; and in one order everywhere, so that two batches with the same
-    # events wait for each other instead of deadlocking.
-    ordered = sorted(first.values(), key=lambda c: (c.event.occurred_at, c.event.event_id))
+    # In order of time, ties as they were sent, so that the sequence follows both. Two batches that hold the same events
+    # with equal times in unlike order can deadlock on PostgreSQL: hence the attempts.
+    ordered = sorted(first.values(), key=lambda c: (c.event.occurred_at, c.index))
     rows = [_row(checked, now) for checked in ordered]
     for attempt in range(1, _ATTEMPTS + 1):
         try:

@@ -1,0 +1,519 @@
+"""A window's whole way through the updater, with a real base: what is due, what comes of it, what can go wrong."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+import torch
+
+from service.adapters import repository as adapter_rows
+from service.adapters import service as adapters
+from service.adapters.artifacts import ArtifactStore
+from service.adapters.moves import MoveRequest
+from service.adapters.states import AdapterState
+from service.catalog.follower import CatalogueFollower
+from service.errors import ConfigurationError, Conflict
+from service.generation.backbone import Backbone, load_backbone
+from service.generation.reference import score_items
+from service.kit import leases, migrate
+from service.kit.db import Database
+from service.settings import Settings
+from service.tables import metadata
+from service.windows import service as windows
+from service.windows.repository import Window
+from service.windows.service import UPDATER_LEASE
+from service.windows.states import SealedBecause, WindowState
+from tests import worlds
+from tests.built import BuiltWorld
+from tests.conftest import SetClock
+from trainer.base import BuiltBase
+from trainer.examples import build_examples
+from trainer.fit import Penalty
+from trainer.learn import Steps, learn
+from trainer.lora import LoraBackbone
+from trainer.methods import make_method
+from trainer.methods.base import State
+from trainer.methods.peso import Peso
+from trainer.streams import load_streams
+from trainer.updater import Range, Updater, open_range, rehearsal_summary, window_summary
+
+ADMIN = MoveRequest("key:admin")
+EVENTS = 6 * worlds.USERS  # of one window of the small world
+
+
+def make_settings(home: Path, database_url: str, **changes: Any) -> Settings:
+    """Quick updates that surely learn the small world's new pattern."""
+    chosen: dict[str, Any] = {
+        "home": home,
+        "database_url": database_url,
+        "learning_rate_update": 1e-2,
+        "update_epochs": 2,
+        "embedding_dropout": 0.0,
+        "residual_dropout": 0.0,
+        "window_max_events": EVENTS,
+        "window_min_events": 5,
+    }
+    return Settings(**(chosen | changes))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return make_settings(tmp_path / "home", database_url)
+
+
+@pytest.fixture
+def built(built_world: BuiltWorld, database: Database, settings: Settings) -> BuiltBase:
+    """The small world with its base, in this test's store and home."""
+    return built_world.copy_into(database, settings.artifacts_dir)
+
+
+class Desk:
+    """What a test needs at hand to run updates."""
+
+    def __init__(self, database: Database, settings: Settings, clock: SetClock) -> None:
+        self.database, self.settings, self.clock = database, settings, clock
+        self.artifacts = ArtifactStore(settings.artifacts_dir)
+
+    def updater(self, **changes: Any) -> Updater:
+        return Updater(self.database, self.settings.model_copy(update=changes), self.clock, self.artifacts)
+
+    def send(self, events: list[dict[str, Any]]) -> None:
+        worlds.send(self.database, self.clock, events)
+
+    def close(self) -> Window:
+        window = windows.seal(self.database, self.clock, self.settings, SealedBecause.MANUAL)
+        assert window is not None
+        return window
+
+    def pointer(self) -> adapter_rows.Pointer:
+        return adapters.read_registry(self.database).pointer
+
+    def published(self) -> set[str]:
+        return {path.name for path in (self.settings.artifacts_dir / "adapters").iterdir()}
+
+    def state(self, version: str) -> AdapterState:
+        return adapters.read_adapter(self.database, version).adapter.state
+
+    def damage(self, path: str) -> None:
+        """Flip the last bit of an artifact's file."""
+        [file] = self.settings.artifacts_dir.glob(path)
+        good = file.read_bytes()
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+
+
+@pytest.fixture
+def desk(database: Database, settings: Settings, clock: SetClock) -> Desk:
+    return Desk(database, settings, clock)
+
+
+def worked(window: Window | None) -> Window:
+    assert window is not None
+    return window
+
+
+def once(during: str, action: Callable[[], object]) -> Callable[[str, int, int], None]:
+    """A Report that runs `action` when step `during` is done for the first time."""
+    left = [action]
+
+    def report(step: str, done: int, total: int) -> None:
+        if step == during and done == total and left:
+            left.pop()()
+
+    return report
+
+
+# What is due
+
+
+def test_a_store_without_events_needs_no_update(desk: Desk) -> None:
+    assert desk.updater().tick() is None
+
+
+def test_a_window_that_is_not_full_waits(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks()[:-1])
+    assert desk.updater().tick() is None
+    assert windows.due(desk.database, desk.clock, desk.settings) is None
+
+
+def test_a_full_window_is_sealed_and_trained_and_the_next_begins_after_it(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks() + worlds.later_walks(2)[:10])
+    window = worked(desk.updater().tick())
+    assert (window.sealed_because, window.events, window.verdict) == (SealedBecause.COUNT, EVENTS, "promoted")
+    assert desk.updater().tick() is None
+    assert windows.read_page(desk.database, desk.settings, limit=1, before=None).open.events == 10
+
+
+def test_an_old_window_is_sealed_by_age(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks()[:200])
+    desk.clock.advance(hours=1)
+    window = worked(desk.updater().tick())
+    assert (window.sealed_because, window.events) == (SealedBecause.AGE, 200)
+
+
+# What a promoted window leaves
+
+
+def test_a_promoted_window_moves_the_pointer_and_says_how_it_went(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater().tick())
+    assert (window.state, window.reason, window.attempts) == (WindowState.PROMOTED, None, 1)
+    version = window.candidate_version
+    assert version is not None
+
+    pointer = desk.pointer()
+    assert (pointer.base_id, pointer.adapter_version, pointer.revision) == (built.base_id, version, 2)
+    adapter = adapters.read_adapter(desk.database, version).adapter
+    assert (adapter.state, adapter.parent_version, adapter.window_id) == (
+        AdapterState.ACTIVE,
+        built.adapter_version,
+        window.window_id,
+    )
+    assert adapter.trained_through == worlds.START + timedelta(days=1, minutes=5, seconds=59)
+    assert adapter.hyperparameters["proximal_weight"] == 2.0
+    assert desk.state(built.adapter_version) is AdapterState.RETIRED
+
+    steps = {row["step"]: row["outcome"] for row in window.steps or []}
+    assert steps == {
+        "examples": "built",
+        "evaluate_before": "scored",
+        "fit": "adapted",
+        "evaluate_after": "scored",
+        "gate": "passed",
+        "publish": version,
+    }
+    assert all(row["seconds"] >= 0 for row in window.steps or [])
+
+
+def test_a_promoted_window_is_measured_against_incumbent_base_and_popularity(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater().tick())
+    found = {evaluation.subject: evaluation for evaluation in window.evaluations}
+    assert found.keys() == {"candidate", "incumbent", "base", "popularity"}
+    assert {e.users for e in found.values()} == {worlds.USERS}
+    assert (found["candidate"].adapter_version, found["incumbent"].adapter_version) == (
+        window.candidate_version,
+        built.adapter_version,
+    )
+    # The first adapter changes nothing, so it ranks as the base does.
+    assert found["incumbent"].ndcg_10 == found["base"].ndcg_10 < found["candidate"].ndcg_10
+    comparison = found["candidate"].comparison
+    assert comparison is not None
+    assert comparison["difference"] == pytest.approx(found["candidate"].ndcg_10 - found["incumbent"].ndcg_10)
+
+    told = window.statistics or {}
+    assert (told["interactions"], told["users"], told["test_users"], told["unknown_items"]) == (EVENTS, 60, 60, 0)
+    assert told["targets"] == 4 * worlds.USERS
+    assert told["validation_loss"][0][0] == 0
+    assert told["validation_loss"][told["best_epoch"]][1] < told["validation_loss"][0][1]
+    assert told["prequential"].keys() == {"incumbent", "base", "popularity"}
+    assert told["prequential"]["incumbent"]["users"] == worlds.USERS
+    summary = window_summary(window)
+    assert summary["metrics"]["candidate"]["ndcg@10"] == found["candidate"].ndcg_10
+
+
+@pytest.mark.parametrize("method", ["peso", "single-evolving"])
+def test_only_peso_is_held_back_by_its_previous_state(desk: Desk, built: BuiltBase, method: str) -> None:
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater(method=method).tick())
+    told = window.statistics or {}
+    assert (window.method, window.verdict) == (method, "promoted")
+    assert len(told["gradient_ratio"]) == len(told["losses"]) == 2
+    assert all((ratio > 0) is (method == "peso") for ratio in told["gradient_ratio"])
+    assert all((value > 0) is (method == "peso") for value in told["proximal"])
+
+
+def test_an_unknown_method_is_refused_before_any_work(desk: Desk) -> None:
+    with pytest.raises(ConfigurationError, match="peso"):
+        desk.updater(method="sum-lora")
+
+
+def test_each_window_starts_from_what_the_one_before_left(desk: Desk, built: BuiltBase) -> None:
+    updater = desk.updater()
+    desk.send(worlds.later_walks() + worlds.later_walks(2))
+    first, second = worked(updater.tick()), worked(updater.tick())
+    assert (first.verdict, second.verdict) == ("promoted", "promoted")
+    assert second.incumbent_version == first.candidate_version
+    candidate = adapters.read_adapter(desk.database, second.candidate_version or "").adapter
+    assert candidate.parent_version == first.candidate_version
+    assert updater.tick() is None
+
+
+def test_the_same_window_and_seed_give_the_same_adapter(
+    desk: Desk, built: BuiltBase, built_world: BuiltWorld, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'twin.db'}"
+    settings = make_settings(tmp_path / "twin", url)
+    database = Database(url)
+    migrate.upgrade(database)
+    built_world.copy_into(database, settings.artifacts_dir)
+    versions = []
+    for own in (desk, Desk(database, settings, desk.clock)):
+        own.send(worlds.later_walks())
+        versions.append(worked(own.updater().tick()).candidate_version)
+    database.close()
+    assert versions[0] == versions[1]  # a version is the hash of what was published
+
+
+# Windows that need or allow no adapter
+
+
+def test_a_window_before_the_first_base_is_skipped_with_the_reason(desk: Desk) -> None:
+    worlds.put(desk.database, desk.clock, worlds.items())
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater().tick())
+    assert (window.verdict, window.attempts) == ("skipped", 1)
+    assert "adaptide base build" in (window.reason or "")
+    assert window.evaluations == []
+
+
+def test_a_window_in_which_nobody_did_enough_is_skipped(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks(length=4))
+    desk.close()
+    window = worked(desk.updater().tick())
+    assert (window.verdict, window.candidate_version) == ("skipped", None)
+    assert "no user has 5 events" in (window.reason or "")
+    assert (window.statistics or {})["users"] == 0
+
+
+def test_a_window_of_unknown_items_is_skipped_and_says_how_many(desk: Desk, built: BuiltBase) -> None:
+    strange = [event | {"item_id": "not " + event["item_id"]} for event in worlds.later_walks()]
+    desk.send(strange)
+    window = worked(desk.updater().tick())
+    assert window.verdict == "skipped"
+    told = window.statistics or {}
+    assert (told["interactions"], told["unknown_items"], told["trained_through"]) == (EVENTS, EVENTS, None)
+
+
+def test_too_few_users_to_judge_by_refuse_the_candidate(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks(users=19))
+    desk.close()
+    window = worked(desk.updater().tick())
+    assert (window.verdict, window.reason) == ("refused", "too_few_users")
+    assert desk.pointer().adapter_version == built.adapter_version
+    assert desk.state(window.candidate_version or "") is AdapterState.REFUSED
+    assert {e.subject: e.users for e in window.evaluations}["candidate"] == 19
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e18])
+def test_an_update_that_only_gets_worse_or_diverges_ends_as_no_change(
+    desk: Desk, built: BuiltBase, rate: float
+) -> None:
+    before = desk.published()
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater(learning_rate_update=rate).tick())
+    assert (window.verdict, window.candidate_version) == ("no_change", None)
+    assert "no epoch was better" in (window.reason or "")
+    assert (window.statistics or {})["best_epoch"] == 0
+    assert desk.pointer().adapter_version == built.adapter_version
+    assert desk.published() == before
+    assert {e.subject for e in window.evaluations} == {"incumbent", "base", "popularity"}
+
+
+class Spoiling(Peso):
+    """Peso on a machine whose memory fails: `spoil` makes one weight of the adapter in training NaN."""
+
+    def start(self, lora: LoraBackbone, previous: State | None) -> Penalty | None:
+        self.lora = lora
+        return super().start(lora, previous)
+
+    @torch.no_grad()
+    def spoil(self) -> None:
+        next(iter(self.lora.parameters.values()))[0, 0] = torch.nan
+
+
+def test_a_candidate_with_a_nan_is_refused_and_never_published(desk: Desk, built: BuiltBase) -> None:
+    before = desk.published()
+    updater = desk.updater()
+    method = Spoiling(2.0, desk.settings.proximal_group_by)
+    updater._method = method
+    desk.send(worlds.later_walks())
+    window = worked(updater.tick(once("fit", method.spoil)))
+    assert (window.verdict, window.candidate_version) == ("refused", None)
+    assert "non_finite_weights" in (window.reason or "")
+    assert desk.published() == before
+    assert desk.pointer().adapter_version == built.adapter_version
+    desk.send(worlds.later_walks(2))
+    assert worked(desk.updater().tick()).verdict == "promoted"
+
+
+# Others at work
+
+
+def test_a_pointer_that_an_admin_moves_meanwhile_is_respected_and_trained_from(desk: Desk, built: BuiltBase) -> None:
+    def roll_back() -> None:
+        adapters.rollback(desk.database, desk.clock, desk.artifacts, ADMIN, "base")
+
+    updater = desk.updater()
+    desk.send(worlds.later_walks())
+    failed = worked(updater.tick(once("fit", roll_back)))
+    assert (failed.state, failed.attempts, failed.candidate_version) == (WindowState.FAILED, 1, None)
+    assert "revision is 2, not 1" in (failed.reason or "")
+    assert desk.pointer().adapter_version is None
+
+    again = worked(updater.tick())
+    assert (again.window_id, again.attempts, again.verdict) == (failed.window_id, 2, "promoted")
+    assert again.incumbent_version is None
+    candidate = adapters.read_adapter(desk.database, again.candidate_version or "").adapter
+    assert candidate.parent_version is None
+    assert desk.pointer().adapter_version == again.candidate_version
+
+
+def test_an_updater_that_lost_its_lease_writes_nothing_and_another_takes_the_window_over(
+    desk: Desk, built: BuiltBase
+) -> None:
+    others: list[leases.Lease | None] = []
+
+    def sleep_too_long() -> None:
+        desk.clock.advance(seconds=31)
+        with desk.database.write() as connection:
+            duration = desk.settings.lease_duration
+            others.append(leases.acquire(connection, UPDATER_LEASE, "another", desk.clock(), duration))
+        counts.append(worlds.row_counts(desk.database))
+
+    counts: list[dict[str, int]] = []
+    published = desk.published()
+    desk.send(worlds.later_walks())
+    left = worked(desk.updater().tick(once("fit", sleep_too_long)))
+    assert others[0] is not None
+    assert others[0].fence > (left.lease_fence or 0)
+    assert (left.state, left.verdict, left.evaluations) == (WindowState.TRAINING, None, [])
+    assert worlds.row_counts(desk.database) == counts[0]
+    assert desk.published() == published
+    assert desk.pointer().revision == 1
+    assert desk.updater().tick() is None  # the other still holds the lease
+
+    desk.clock.advance(seconds=31)
+    taken = worked(desk.updater().tick())
+    assert (taken.window_id, taken.attempts, taken.verdict) == (left.window_id, 2, "promoted")
+
+
+def test_of_two_updaters_one_works(desk: Desk, built: BuiltBase) -> None:
+    meanwhile: list[Window | None] = []
+    second = desk.updater()
+    desk.send(worlds.later_walks())
+    window = worked(desk.updater().tick(once("fit", lambda: meanwhile.append(second.tick()))))
+    assert meanwhile == [None]
+    assert (window.verdict, window.attempts) == ("promoted", 1)
+    assert second.tick() is None
+
+
+def test_work_by_hand_is_refused_while_another_updater_works(desk: Desk, built: BuiltBase) -> None:
+    def by_hand() -> None:
+        with pytest.raises(Conflict, match="another updater is at work"):
+            desk.updater().close_and_work(None)
+
+    desk.send(worlds.later_walks())
+    assert worked(desk.updater().tick(once("fit", by_hand))).verdict == "promoted"
+
+
+def test_work_by_hand_closes_the_window_and_works_until_nothing_waits(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks())
+    desk.close()
+    desk.send(worlds.later_walks(2))
+    middle = open_range(desk.database, None).after_seq + 300
+    done = desk.updater().close_and_work(middle)
+    assert [(w.sealed_because, w.events, w.verdict) for w in done] == [
+        (SealedBecause.MANUAL, EVENTS, "promoted"),
+        (SealedBecause.MANUAL, 300, "promoted"),
+    ]
+    assert open_range(desk.database, None) == Range(middle, middle + 60)
+    assert desk.updater().close_and_work(middle) == []
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damaged", ["adapters/*/adapter_model.safetensors", "bases/*/model/model.safetensors"])
+def test_a_damaged_artifact_fails_the_window_as_often_as_allowed_and_changes_nothing_else(
+    desk: Desk, built: BuiltBase, damaged: str
+) -> None:
+    desk.damage(damaged)
+    before = desk.published()
+    desk.send(worlds.later_walks())
+    updater = desk.updater()
+    tried = [worked(updater.tick()) for _ in range(3)]
+    assert [(w.state, w.attempts) for w in tried] == [(WindowState.FAILED, attempt) for attempt in (1, 2, 3)]
+    assert len({w.window_id for w in tried}) == 1
+    named = built.adapter_version if damaged.startswith("adapters") else built.base_id
+    assert named in (tried[-1].reason or "")
+    assert "refused" in (tried[-1].reason or "")
+    assert (tried[-1].steps or [])[-1]["outcome"] == "failed"
+    assert updater.tick() is None
+    assert desk.published() == before
+    assert (desk.pointer().adapter_version, desk.pointer().revision) == (built.adapter_version, 1)
+
+
+def test_a_window_after_a_failed_one_is_trained_once_the_artifact_is_whole_again(desk: Desk, built: BuiltBase) -> None:
+    desk.damage("adapters/*/adapter_model.safetensors")
+    updater = desk.updater(window_attempts=1)
+    desk.send(worlds.later_walks())
+    assert worked(updater.tick()).verdict == "failed"
+    desk.damage("adapters/*/adapter_model.safetensors")  # the same bit flipped back
+    desk.send(worlds.later_walks(2))
+    window = worked(updater.tick())
+    assert (window.window_id, window.verdict) == (3, "promoted")
+
+
+# Rehearsal, and what learning leaves behind
+
+
+def test_a_rehearsal_learns_and_judges_and_writes_nothing(desk: Desk, built: BuiltBase) -> None:
+    desk.send(worlds.later_walks())
+    before, published = worlds.row_counts(desk.database), desk.published()
+    update = desk.updater().rehearse(open_range(desk.database, None))
+    assert update.verdict is WindowState.PROMOTED
+    assert rehearsal_summary(update)["metrics"].keys() == {"candidate", "incumbent", "base", "popularity"}
+    assert rehearsal_summary(update)["events"] == EVENTS
+    assert worlds.row_counts(desk.database) == before
+    assert desk.published() == published
+    assert open_range(desk.database, None).through_seq - open_range(desk.database, None).after_seq == EVENTS
+    with desk.database.read() as connection:
+        assert connection.execute(sa.select(metadata.tables["leases"])).all() == []
+
+
+def test_a_rehearsal_without_a_base_or_events_says_so(desk: Desk) -> None:
+    update = desk.updater().rehearse(open_range(desk.database, None))
+    assert update.verdict is WindowState.SKIPPED
+    assert "adaptide base build" in (update.reason or "")
+
+
+def backbone_of(desk: Desk, built: BuiltBase) -> Backbone:
+    folder = desk.settings.artifacts_dir / "bases" / built.base_id / "model"
+    return load_backbone(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("method", ["peso", "single-evolving"])
+def test_learning_leaves_the_backbone_as_it_was(desk: Desk, built: BuiltBase, method: str) -> None:
+    desk.send(worlds.later_walks())
+    settings = desk.settings.model_copy(update={"method": method})
+    index = CatalogueFollower(desk.database, settings.poll_interval).refresh()
+    span = open_range(desk.database, None)
+    data = load_streams(desk.database, settings, index, span.after_seq, span.through_seq)
+    examples = build_examples(data.streams, history_items=20, min_events=5)
+    backbone = backbone_of(desk, built)
+    before = score_items(backbone, index.codes[:3], index.codes)
+    modules = {name for name, _ in backbone.model.named_modules()}
+
+    learnt = learn(
+        backbone, None, make_method(settings), examples, (), index, np.zeros(worlds.ITEMS), settings, Steps()
+    )
+
+    assert learnt.tensors is not None
+    assert {name for name, _ in backbone.model.named_modules()} == modules
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert score_items(backbone, index.codes[:3], index.codes).tolist() == before.tolist()
+
+
+def test_a_window_is_learnt_as_of_its_own_time(desk: Desk, built: BuiltBase) -> None:
+    """A later event that arrived after the seal is in the next window, whatever its occurred_at."""
+    desk.send(worlds.later_walks())
+    first = desk.close()
+    early = datetime(2026, 2, 1, 23, tzinfo=UTC)
+    desk.send([worlds.event("late", "u00", "i00", early)])
+    window = worked(desk.updater().tick())
+    assert (window.window_id, (window.statistics or {})["interactions"]) == (first.window_id, EVENTS)
+    assert open_range(desk.database, None) == Range(first.through_seq, first.through_seq + 1)
