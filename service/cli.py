@@ -32,12 +32,12 @@ GRACE_S = 20  # a request in flight at SIGTERM may take this long; the whole sto
 
 
 def run(commands: typer.Typer) -> NoReturn:
-    """Run `commands` on this process's arguments. Exit status: 0 good, 1 failed (one line on stderr), 2 wrong use."""
+    """Run `commands` on this process's arguments. Exit status: 0 good, 1 failed, 2 wrong use (one line on stderr)."""
     try:
         commands()
     except AdaptideError as error:
         complain(error)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, InvalidRequest) else 1)
     sys.exit(0)
 
 
