@@ -1,0 +1,97 @@
+"""Transactions, time and URLs, on both databases."""
+
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service.errors import ConfigurationError, StoreUnavailable
+from service.kit.db import Database
+from service.kit.leases import leases
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def insert(connection: sa.Connection, name: str, at: datetime = NOON) -> None:
+    connection.execute(leases.insert().values(name=name, owner="o", fence=1, expires_at=at))
+
+
+def names(database: Database) -> set[str]:
+    with database.read() as connection:
+        return set(connection.scalars(sa.select(leases.c.name)))
+
+
+def test_a_block_that_ends_commits_and_one_that_raises_leaves_nothing(database: Database) -> None:
+    with database.write() as connection:
+        insert(connection, "kept")
+    with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
+        for name in ("lost", "kept"):  # the second one exists already
+            insert(connection, name)
+
+    assert names(database) == {"kept"}
+
+
+def test_a_time_comes_back_aware_in_utc_from_whatever_zone_it_was_given(database: Database) -> None:
+    with database.write() as connection:
+        insert(connection, "a", NOON.astimezone(timezone(timedelta(hours=5, minutes=30))))
+    with database.read() as connection:
+        found = connection.scalar(sa.select(leases.c.expires_at))
+
+    assert found == NOON
+    assert found.tzinfo is UTC
+
+
+def test_a_naive_time_is_refused(database: Database) -> None:
+    with pytest.raises(sa.exc.StatementError, match="time zone"), database.write() as connection:
+        insert(connection, "a", datetime(2026, 3, 1, 12))
+
+
+def test_writers_that_read_first_wait_for_each_other_and_none_is_told_locked(database: Database) -> None:
+    """SQLite would fail such transactions at once if they were deferred (RELIABILITY.md, scenario 18)."""
+    with database.write() as connection:
+        insert(connection, "counter")
+    failures: list[BaseException] = []
+
+    def count() -> None:
+        try:
+            for _ in range(25):
+                with database.write() as connection:
+                    row = sa.select(leases.c.fence).where(leases.c.name == "counter").with_for_update()
+                    fence = connection.scalar(row) or 0
+                    connection.execute(leases.update().where(leases.c.name == "counter").values(fence=fence + 1))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    with database.read() as connection:
+        assert connection.scalar(sa.select(leases.c.fence)) == 101
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "no database URL"),
+        ("mysql://u@h/d", "sqlite and postgresql"),
+        ("sqlite://", "in-memory"),
+        ("sqlite:///:memory:", "in-memory"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_with_what_can(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Database(url)
+
+
+def test_a_store_that_does_not_answer_is_store_unavailable(tmp_path: Path) -> None:
+    nowhere = Database("postgresql://nobody@127.0.0.1:1/none", lock_timeout_s=2)
+    with pytest.raises(StoreUnavailable, match="did not answer") as caught, nowhere.read():
+        pass
+    assert caught.value.retry_after == 1
+    nowhere.close()

@@ -1,0 +1,53 @@
+"""What is published is whole or not there."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from service.kit.files import publish_folder, sha256_file, write_durably
+
+
+def test_a_folder_appears_only_when_the_block_has_ended(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "adapter"
+    with publish_folder(target) as staging:
+        (staging / "inner").mkdir()
+        (staging / "inner" / "weights").write_bytes(b"w")
+        assert not target.exists()
+
+    assert (target / "inner" / "weights").read_bytes() == b"w"
+    assert stat.S_IMODE((target / "inner" / "weights").stat().st_mode) == 0o644
+    assert [path.name for path in target.parent.iterdir()] == ["adapter"]
+
+
+def test_a_block_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), publish_folder(tmp_path / "a") as staging:
+        for name in ("half", "no/such/folder"):
+            (staging / name).write_bytes(b"h")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_folder_is_never_replaced(tmp_path: Path) -> None:
+    with publish_folder(tmp_path / "a") as staging:
+        (staging / "x").write_bytes(b"first")
+
+    with pytest.raises(FileExistsError), publish_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a" / "x").read_bytes() == b"first"
+
+
+def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_durably(path, b"old")
+    write_durably(path, b"new", mode=0o600)
+
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_hash_is_the_files_sha256(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+
+    assert sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
