@@ -81,20 +81,21 @@ def mean(rows: Sequence[Row], subject: str) -> dict[str, float]:
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Live figures, one line a window and subject, and the means."""
+    """Live figures, one line a window and subject, and the means; fits 80 columns."""
     table = Table(
-        "window", "events", "users", "verdict", "seconds", "ranked by", *(m.upper() for m in METRICS),
-        title="next items of each window, asked before the model was trained on it",
-    )  # fmt: skip
+        *("window", "events", "users", "verdict", "s", "ranked by", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10"),
+        title="Next items of each window, asked before the model was trained on it",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for row in rows:
         head = [str(row.window), f"{row.events:,}", str(row.users), row.verdict, f"{row.seconds:.0f}"]
         for subject in SUBJECTS:
-            table.add_row(*head, subject, *(f"{row.live[subject][m]:.4f}" for m in METRICS))
+            table.add_row(*head, subject, *(f"{row.live[subject][metric]:.4f}" for metric in METRICS))
             head = [""] * len(head)
-        table.add_section()
+    head = ["mean", "", "", "", ""]
     for subject in SUBJECTS:
         own = mean(rows, subject)
-        table.add_row(
-            "mean" if subject == SUBJECTS[0] else "", "", "", "", "", subject, *(f"{own[m]:.4f}" for m in METRICS)
-        )
+        table.add_row(*head, subject, *(f"{own[metric]:.4f}" for metric in METRICS), style="bold")
+        head = [""] * len(head)
     console.print(table)

@@ -18,6 +18,11 @@ def insert(connection: sa.Connection, name: str, at: datetime = NOON) -> None:
     connection.execute(leases.insert().values(name=name, owner="o", fence=1, expires_at=at))
 
 
+def insert_all(connection: sa.Connection, wanted: list[str]) -> None:
+    for name in wanted:
+        insert(connection, name)
+
+
 def names(database: Database) -> set[str]:
     with database.read() as connection:
         return set(connection.scalars(sa.select(leases.c.name)))
@@ -27,8 +32,7 @@ def test_a_block_that_ends_commits_and_one_that_raises_leaves_nothing(database: 
     with database.write() as connection:
         insert(connection, "kept")
     with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
-        for name in ("lost", "kept"):  # the second one exists already
-            insert(connection, name)
+        insert_all(connection, ["lost", "kept"])  # the second one exists already
 
     assert names(database) == {"kept"}
 

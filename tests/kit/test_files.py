@@ -20,10 +20,14 @@ def test_a_folder_appears_only_when_the_block_has_ended(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["adapter"]
 
 
+def write_all(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"h")
+
+
 def test_a_block_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), publish_folder(tmp_path / "a") as staging:
-        for name in ("half", "no/such/folder"):
-            (staging / name).write_bytes(b"h")
+        write_all(staging, ["half", "no/such/folder"])
 
     assert list(tmp_path.iterdir()) == []
 
