@@ -1,7 +1,8 @@
 """A small world with a pattern to learn: whoever took item i takes item i + 1 (later: i + 3) next, in a circle."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -99,3 +100,11 @@ def row_counts(database: Database) -> dict[str, int]:
     with database.read() as connection:
         tables = [table for table in metadata.sorted_tables if table.name != "leases"]
         return {t.name: connection.scalar(sa.select(sa.func.count()).select_from(t)) or 0 for t in tables}
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait until the condition holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not become so within {seconds:g} s"
+        time.sleep(0.01)

@@ -220,13 +220,7 @@ def _publish(
         "seed": settings.seed,
     }
     base = artifacts.publish_base(folder / "base", metadata)
-    lora = LoraBackbone(
-        backbone,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        seed=settings.seed,
-    )
+    lora = LoraBackbone.of(backbone, settings)
     rank, alpha, dropout = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
     save_adapter(folder / "adapter", lora.tensors(), rank=rank, alpha=alpha, dropout=dropout)
     lora.unwrap()

@@ -129,13 +129,7 @@ def _adapt(
     report: Report,
 ) -> tuple[Mapping[str, Tensor] | None, FitReport]:
     """Train a LoRA on the backbone and take it off again."""
-    lora = LoraBackbone(
-        backbone,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        seed=settings.seed,
-    )
+    lora = LoraBackbone.of(backbone, settings)
     try:
         penalty = method.start(lora, incumbent)
         validation = sample_cases(examples.validation, settings.evaluation_users, settings.seed)

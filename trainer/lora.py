@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from service.generation.backbone import LORA_PREFIX, Backbone
+from service.generation.backbone import Backbone
+from service.settings import Settings
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ADAPTER = ".default"  # peft's name for the only adapter
@@ -38,6 +39,17 @@ class LoraBackbone:
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             self._peft = get_peft_model(backbone.model, config)
         self.backbone = Backbone(backbone.model, backbone.first_code_token)
+
+    @classmethod
+    def of(cls, backbone: Backbone, settings: Settings) -> "LoraBackbone":
+        """With the rank, alpha, dropout and seed that the settings name."""
+        return cls(
+            backbone,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            seed=settings.seed,
+        )
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -90,6 +102,3 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], *, rank: int, alph
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-
-
-__all__ = ["LORA_PREFIX", "TARGET_MODULES", "LoraBackbone", "save_adapter"]
