@@ -16,8 +16,9 @@ class Row:
     """One window.
 
     live: per subject the metrics on next items of the window, up to 10 a user, before anything was trained on it; the
-    adapter is the one that served then. held_out: on each user's last item, after the update, which never trains on
-    it; the adapter is the one that serves afterwards. seconds: from closing the window to its outcome.
+    adapter is the one that served then. gain: that adapter against the base by NDCG@10, with a paired bootstrap
+    interval over users. held_out: on each user's last item, after the update, which never trains on it; the adapter is
+    the one that serves afterwards. seconds: from closing the window to its outcome.
     """
 
     window: int
@@ -28,6 +29,7 @@ class Row:
     live: Mapping[str, Mapping[str, float]]
     held_out: Mapping[str, Mapping[str, float]]
     gradient_ratio: float
+    gain: Mapping[str, Any] | None
 
     @classmethod
     def of(cls, number: int, window: Mapping[str, Any], seconds: float) -> "Row":
@@ -46,6 +48,7 @@ class Row:
             live=_subjects(before, "incumbent"),
             held_out=_subjects(after, serving),
             gradient_ratio=sum(ratios) / len(ratios),
+            gain=statistics.get("gain_over_base"),
         )
 
 
@@ -69,6 +72,7 @@ def table_json(rows: Sequence[Row]) -> dict[str, Any]:
             **row.live,
             "held_out": row.held_out,
             "gradient_ratio": round(row.gradient_ratio, 5),
+            "gain_over_base": row.gain,
         }
         for row in rows
     ]
@@ -99,3 +103,11 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         table.add_row(*head, subject, *(f"{own[metric]:.4f}" for metric in METRICS), style="bold")
         head = [""] * len(head)
     console.print(table)
+    for row in rows:
+        if row.gain and not row.gain["identical"]:
+            low, high = row.gain["interval"]
+            console.print(
+                f"window {row.window}: adapter - base, NDCG@10: {row.gain['difference']:+.4f} "
+                f"({row.gain['confidence']:.0%} interval {low:+.4f} to {high:+.4f}, {row.gain['users']} users)",
+                highlight=False,
+            )

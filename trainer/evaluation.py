@@ -50,6 +50,12 @@ def user_means(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Metrics:
     return Metrics(len(users), hit_5, hit_10, *(float((ndcg(ranks, k) * share).sum()) for k in (5, 10)))
 
 
+def user_ndcg(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Float64:
+    """float64 [users]: each user's mean NDCG@10 over their cases, users in order of their ids."""
+    _, place = np.unique([case.user_id for case in cases], return_inverse=True)
+    return np.asarray(np.bincount(place, ndcg(ranks, DEPTH)) / np.bincount(place))
+
+
 def ndcg(ranks: NDArray[np.int64], k: int) -> Float64:
     """float64 [users], each user's NDCG@k."""
     gain = 1 / np.log2(1 + np.maximum(ranks, 1).astype(np.float64))

@@ -19,9 +19,19 @@ from service.generation.backbone import Backbone, merge_lora
 from service.generation.torch_engine import TorchModel
 from service.recommend.ranking import Float64
 from service.settings import Settings
-from trainer.evaluation import DEPTH, Metrics, metrics, model_ranks, popularity_ranks, user_means, validation_loss
+from trainer.evaluation import (
+    DEPTH,
+    Metrics,
+    metrics,
+    model_ranks,
+    popularity_ranks,
+    user_means,
+    user_ndcg,
+    validation_loss,
+)
 from trainer.examples import Case, Examples, sample_cases
 from trainer.fit import FitConfig, FitReport, fit
+from trainer.gate import Comparison, compare
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Method, State
 from trainer.progress import Report, silent
@@ -58,12 +68,14 @@ class Learnt:
 
     ranks: per subject (candidate, incumbent, base, popularity) the test items' ranks, int64 [test cases].
     prequential: per subject but the candidate, metrics on next items of the window before it was trained on.
+    gain: the incumbent against the bare base on those next items, NDCG@10 by user; None without such items.
     """
 
     tensors: Mapping[str, Tensor] | None
     fit: FitReport
     ranks: Mapping[str, NDArray[np.int64]]
     prequential: Mapping[str, Metrics]
+    gain: Comparison | None
 
     def metrics(self, subject: str) -> Metrics:
         return metrics(self.ranks[subject])
@@ -105,6 +117,10 @@ def learn(
         ranks.setdefault("incumbent", ranks["base"])
         row |= {"outcome": "scored", "test": len(test), "prequential": len(prequential)}
     before = {name: user_means(own[len(test) :], prequential) for name, own in ranks.items()}
+    gain = None
+    if prequential:
+        served_now, bare = (user_ndcg(ranks[name][len(test) :], prequential) for name in ("incumbent", "base"))
+        gain = compare(served_now, bare, confidence=settings.gate_confidence, seed=settings.seed)
     after = {name: own[: len(test)] for name, own in ranks.items()}
 
     with steps.step("fit") as row:
@@ -116,7 +132,7 @@ def learn(
             after["candidate"] = model_ranks(served(tensors), test, index, popularity)
             report("evaluate after", 1, 1)
             row["outcome"] = "scored"
-    return Learnt(tensors, fitted, after, before)
+    return Learnt(tensors, fitted, after, before, gain)
 
 
 def _adapt(

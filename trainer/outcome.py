@@ -70,6 +70,7 @@ def learning(learnt: Learnt) -> dict[str, Any]:
         "best_epoch": fitted.best_epoch,
         "proximal": fitted.penalties,
         "gradient_ratio": fitted.gradient_ratio,
+        "gain_over_base": learnt.gain.as_json() if learnt.gain else None,
         "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
     }
 

@@ -10,7 +10,16 @@ from service.generation.backbone import Backbone
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchModel
 from tests.models import tiny_backbone
-from trainer.evaluation import Metrics, metrics, model_ranks, ndcg, popularity_ranks, user_means, validation_loss
+from trainer.evaluation import (
+    Metrics,
+    metrics,
+    model_ranks,
+    ndcg,
+    popularity_ranks,
+    user_means,
+    user_ndcg,
+    validation_loss,
+)
 from trainer.examples import Case
 
 ITEMS = 60
@@ -165,3 +174,11 @@ def test_the_validation_loss_is_minus_the_mean_score_of_the_targets() -> None:
             -np.mean(scores), abs=1e-4
         )
     assert validation_loss(backbone, [], index.codes) == 0
+
+
+def test_a_users_ndcg_is_the_mean_over_their_cases_in_order_of_their_ids() -> None:
+    cases = [case([0], 1, "b"), case([0], 1, "a"), case([0], 1, "b")]
+
+    found = user_ndcg(np.array([1, 3, 0]), cases)
+
+    np.testing.assert_allclose(found, [0.5, 0.5])  # a: 1 / log2(4); b: (1 + 0) / 2
