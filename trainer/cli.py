@@ -49,7 +49,7 @@ def build(
 
     recipe = make_recipe(backbone, hidden, layers, epochs, quantiser, text_encoder)
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging("WARNING")  # log lines would tear the bars apart
     with opened(settings) as database, bars() as report:
         built = build_base(
             database, ArtifactStore(settings.artifacts_dir), settings, utc_now, recipe, actor="cli", report=report
@@ -98,7 +98,7 @@ def update(
         raise InvalidRequest("--until takes `now` or an event sequence number")
     through_seq = None if until == "now" else int(until)
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging("WARNING")
     with opened(settings) as database, bars() as report:
         made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir))
         if dry_run:

@@ -20,7 +20,7 @@ from rich.console import Console
 from service.cli import print_json
 from service.errors import Unavailable
 from service.kit.clock import utc_now
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 from trainer.datasets import Dataset, load_dataset
 from trainer.demo_processes import HOST, Child, environment, free_port, own_folder, prepare_store, start_command, tail
 from trainer.demo_report import Row, print_table, table_json
@@ -137,8 +137,7 @@ class Demo:
     def _build_base(self, state: Path) -> dict[str, Any]:
         """`adaptide base build` in a process of its own; its progress bars go straight to the terminal."""
         command = [sys.executable, "-m", "trainer.cli", "base", "build", *BUILD, "--json"]
-        quiet = environment(state) | {PREFIX + "LOG_LEVEL": "WARNING"}  # log lines would tear the bars apart
-        done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, check=False)  # noqa: S603
+        done = subprocess.run(command, env=environment(state), stdout=subprocess.PIPE, check=False)  # noqa: S603
         if done.returncode:
             raise Unavailable(f"the base build ended with status {done.returncode}; its message is above")
         built: dict[str, Any] = orjson.loads(done.stdout)

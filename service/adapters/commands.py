@@ -113,7 +113,7 @@ def rollback(
 @contextmanager
 def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
     settings = load_settings()
-    configure_logging(settings.log_level)  # to standard error: standard output is the result's
+    configure_logging("WARNING")  # to standard error: standard output is the result's
     database = open_database(settings)
     try:
         migrate.require_head(database)
