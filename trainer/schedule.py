@@ -2,7 +2,7 @@
 
 import logging
 import signal
-import threading
+import time
 from datetime import timedelta
 
 import structlog
@@ -21,13 +21,13 @@ def run(updater: Updater, interval: timedelta) -> None:
 
     coalesce and max_instances = 1: a tick that comes while one works is dropped, and nothing is made up for later.
     """
-    ended = threading.Event()
+    received: list[int] = []  # no Event: a handler that interrupts its wait() could find its lock taken
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ended.set())
+        signal.signal(number, lambda number, _frame: received.append(number))
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # else a line for each tick, and for each one dropped
 
     def report(step: str, done: int, total: int) -> None:
-        if ended.is_set():
+        if received:
             raise Unavailable("the updater was stopped while it worked on this window")
 
     scheduler = BackgroundScheduler(timezone="UTC")
@@ -42,7 +42,8 @@ def run(updater: Updater, interval: timedelta) -> None:
     )
     scheduler.start()
     log.info("updater_started", tick_seconds=interval.total_seconds())
-    ended.wait()
+    while not received:
+        time.sleep(0.2)  # not for ever: the kernel may give the signal to another thread, and only this one handles it
     scheduler.shutdown(wait=True)
     log.info("updater_stopped")
 

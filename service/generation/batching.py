@@ -109,7 +109,7 @@ class Batcher:
                     for job, generated in zip(fitting, answers, strict=True):
                         job.future.set_result(Answer(generated, model.base_id, model.adapter_version))
         except Exception as error:  # the thread must outlive any one batch; the callers get the error
-            log.exception("generation_failed", requests=len(jobs))
-            for job in jobs:
+            for job in jobs:  # before the log line, which takes its time: they have a deadline
                 if not job.future.done():
                     job.future.set_exception(error)
+            log.exception("generation_failed", requests=len(jobs))

@@ -56,18 +56,18 @@ def test_a_store_that_is_not_there_is_not_ready() -> None:
 
 def test_one_part_that_is_not_ready_makes_the_service_not_ready(app: FastAPI, client: TestClient) -> None:
     client.get("/health/startup")
-    app.state.services.readiness.add("engine", lambda: PartState(False, "warming", "a moment"))
+    app.state.services.readiness.add("shelf", lambda: PartState(False, "warming", "a moment"))
     reply = client.get("/health/ready")
     assert reply.status_code == 503
     assert reply.headers["Retry-After"] == "1"
     assert reply.json()["status"] == "not_ready"
-    assert reply.json()["parts"]["engine"] == {"ready": False, "state": "warming", "detail": "a moment"}
+    assert reply.json()["parts"]["shelf"] == {"ready": False, "state": "warming", "detail": "a moment"}
     assert client.get("/health/startup").status_code == 200  # it had been ready
 
 
 def test_startup_waits_for_the_first_time_that_all_is_ready(app: FastAPI, client: TestClient) -> None:
     answers = [PartState(False, "warming"), PartState(True, "personalised")]
-    app.state.services.readiness.add("engine", lambda: answers.pop(0))
+    app.state.services.readiness.add("shelf", lambda: answers.pop(0))
     assert client.get("/health/startup").status_code == 503
     time.sleep(0.6)
     assert client.get("/health/startup").status_code == 200

@@ -16,7 +16,7 @@ from service.adapters.artifacts import ArtifactStore
 from service.adapters.moves import MoveRequest
 from service.adapters.states import AdapterState
 from service.catalog.follower import CatalogueFollower
-from service.errors import ConfigurationError, Conflict
+from service.errors import ConfigurationError, Conflict, Unavailable
 from service.generation.backbone import Backbone, load_backbone
 from service.generation.reference import score_items
 from service.kit import leases, migrate
@@ -42,6 +42,7 @@ from trainer.outcome import rehearsal_summary, window_summary
 from trainer.streams import load_streams
 from trainer.updater import Range, Updater, open_range
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the dialect plays no part
 ADMIN = MoveRequest("key:admin")
 EVENTS = 6 * worlds.USERS  # of one window of the small world
 
@@ -53,6 +54,7 @@ def make_settings(home: Path, database_url: str, **changes: Any) -> Settings:
         "database_url": database_url,
         "learning_rate_update": 1e-2,
         "update_epochs": 2,
+        "evaluation_items_per_user": 2,
         "embedding_dropout": 0.0,
         "residual_dropout": 0.0,
         "window_max_events": EVENTS,
@@ -216,6 +218,7 @@ def test_a_promoted_window_is_measured_against_incumbent_base_and_popularity(des
     assert summary["metrics"]["candidate"]["ndcg@10"] == found["candidate"].ndcg_10
 
 
+@on_sqlite
 @pytest.mark.parametrize("method", ["peso", "single-evolving"])
 def test_only_peso_is_held_back_by_its_previous_state(desk: Desk, built: BuiltBase, method: str) -> None:
     desk.send(worlds.later_walks())
@@ -227,6 +230,7 @@ def test_only_peso_is_held_back_by_its_previous_state(desk: Desk, built: BuiltBa
     assert all((value > 0) is (method == "peso") for value in told["proximal"])
 
 
+@on_sqlite
 def test_an_unknown_method_is_refused_before_any_work(desk: Desk) -> None:
     with pytest.raises(ConfigurationError, match="peso"):
         desk.updater(method="sum-lora")
@@ -427,6 +431,17 @@ def test_work_by_hand_closes_the_window_and_works_until_nothing_waits(desk: Desk
     assert desk.updater().close_and_work(middle) == []
 
 
+def test_an_update_that_is_stopped_half_way_is_taken_up_again(desk: Desk, built: BuiltBase) -> None:
+    def stop() -> None:
+        raise Unavailable("the updater was stopped")
+
+    desk.send(worlds.later_walks())
+    left = worked(desk.updater().tick(once("fit", stop)))
+    assert (left.state, left.reason, left.candidate_version) == (WindowState.FAILED, "the updater was stopped", None)
+    again = worked(desk.updater().tick())
+    assert (again.window_id, again.verdict, again.attempts) == (left.window_id, "promoted", 2)
+
+
 # Damage
 
 
@@ -489,6 +504,7 @@ def backbone_of(desk: Desk, built: BuiltBase) -> Backbone:
     return load_backbone(folder, torch.device("cpu"), torch.float32)
 
 
+@on_sqlite
 @pytest.mark.parametrize("method", ["peso", "single-evolving"])
 def test_learning_leaves_the_backbone_as_it_was(desk: Desk, built: BuiltBase, method: str) -> None:
     desk.send(worlds.later_walks())
