@@ -7,6 +7,7 @@ ADAPTIDE_TEST_REQUIRE_SERVICES=1.
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sqlalchemy.engine import make_url
 from starlette.testclient import TestClient
 
 from service.access.schemas import Scope
+from service.adapters.activation import Activation
 from service.app import create_app
 from service.kit import migrate
 from service.kit.db import Database
@@ -172,8 +174,13 @@ def app(settings: Settings, clock: SetClock) -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    """The application after its startup, without a key."""
+    """The application after its startup, without a key; it has acted upon the active pointer once."""
     with TestClient(app, raise_server_exceptions=False) as client:
+        activation = next(part for part in app.state.services.background if isinstance(part, Activation))
+        deadline = time.monotonic() + 10
+        while not activation.status().settled:
+            assert time.monotonic() < deadline, "the pointer was not read"
+            time.sleep(0.001)
         yield client
 
 
