@@ -3,9 +3,9 @@
 import os
 from typing import Annotated
 
-# Before anything imports torch: a thread of a CPU kernel that waits should sleep. Spinning, the default, makes training
-# many times slower as soon as another process (the API, a test run) wants one of the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before anything imports torch: a compute thread that waits for the others may spin a moment (GNU OpenMP's default is a
+# long one). Long spins make training many times slower as soon as another process wants a core (docs/decisions/0006).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
 
