@@ -126,9 +126,9 @@ class Settings(BaseSettings):
     proximal_group_by: GroupBy = GroupBy.TENSOR
     """What one softmax spans; tensor is what the paper's authors run."""
     lora_rank: Positive = 8
-    """LoRA r (paper: 8)."""
+    """LoRA r of the next base's adapters; one that evolves keeps its own (paper: 8)."""
     lora_alpha: Positive = 16
-    """LoRA alpha; the scale is alpha / r (paper: 16)."""
+    """LoRA alpha of the next base's adapters, as above; the scale is alpha / r (paper: 16)."""
     lora_dropout: Fraction = 0.05
     """Dropout before LoRA A while training (paper: 0.05)."""
     learning_rate_base: Annotated[float, Field(gt=0)] = 3e-3

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
-from service.generation.engine import LEVELS
 from service.generation.prompt import BOS, PAD, level_offsets
 from trainer.examples import TrainingSequence
 

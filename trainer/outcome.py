@@ -7,6 +7,7 @@ from typing import Any
 from service.adapters.artifacts import VerifiedBase
 from service.adapters.repository import NewAdapter, Pointer
 from service.generation.backbone import Backbone
+from service.settings import Settings
 from service.windows.repository import Evaluation, Window
 from service.windows.states import WindowState
 from trainer.evaluation import metrics
@@ -27,12 +28,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
-    """What serves when an update begins: the pointer, its verified base and the incumbent's tensors (None: none)."""
+    """What serves when an update begins: the pointer, its verified base and the incumbent's tensors (None: none).
+
+    settings: those in force, with the incumbent's own rank and alpha, since an adapter that evolves keeps its shape and
+    scale; ADAPTIDE_LORA_RANK and ADAPTIDE_LORA_ALPHA take effect with the next base.
+    """
 
     pointer: Pointer
     base: VerifiedBase
     backbone: Backbone
     incumbent: State | None
+    settings: Settings
 
 
 @dataclass(slots=True)

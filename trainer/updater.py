@@ -29,7 +29,7 @@ from service.windows.service import UPDATER_LEASE, Outcome
 from service.windows.states import SealedBecause, WindowState
 from trainer.evaluation import DEPTH, ndcg
 from trainer.examples import build_examples, prequential_cases
-from trainer.gate import Refusal, judge
+from trainer.gate import Refusal, all_finite, judge
 from trainer.learn import Learnt, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
@@ -165,7 +165,7 @@ class Updater:
             prequential,
             index,
             ranking,
-            settings,
+            serving.settings,
             steps,
             report,
         )
@@ -179,7 +179,7 @@ class Updater:
             update.gate = judge(
                 ndcg(learnt.ranks["candidate"], DEPTH),
                 ndcg(learnt.ranks["incumbent"], DEPTH),
-                weights_finite=all(bool(torch.isfinite(t).all()) for t in learnt.tensors.values()),
+                weights_finite=all_finite({name: tensor.numpy() for name, tensor in learnt.tensors.items()}),
                 min_users=settings.gate_min_users,
                 tolerance=settings.gate_tolerance,
                 confidence=settings.gate_confidence,
@@ -218,7 +218,7 @@ class Updater:
         )
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
-        settings = self._settings
+        settings = serving.settings
         assert learnt.tensors is not None  # noqa: S101  # asked by _conclude
         hyperparameters = {
             "rank": settings.lora_rank,
@@ -273,11 +273,13 @@ class Updater:
             device = pick_device(self._settings.device)
             self._backbone = (base_row.base_id, verified, load_backbone(verified.path / "model", device, torch.float32))
         _, verified, backbone = self._backbone
-        incumbent = None
+        incumbent, settings = None, self._settings
         if adapter_row is not None:
             opened = self._artifacts.open_adapter(adapter_row.adapter_version, adapter_row.digest, verified)
+            shape = {"lora_rank": opened.config["r"], "lora_alpha": opened.config["lora_alpha"]}
+            settings = settings.model_copy(update=shape)
             incumbent = {name: torch.from_numpy(tensor.copy()) for name, tensor in opened.tensors.items()}
-        return Serving(pointer, verified, backbone, incumbent)
+        return Serving(pointer, verified, backbone, incumbent, settings)
 
     def _popularity_before(self, after_seq: int) -> Popularity:
         """As it stood before the window; what was counted for an earlier window is kept."""

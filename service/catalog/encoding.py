@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+from service.catalog import repository
 from service.catalog.service import ActiveCodec, Codec, active_base_id, encode_missing
 from service.kit.db import Database
 from service.kit.poller import Poller
@@ -16,6 +17,7 @@ class CodecFollower:
         self._database = database
         self._open_codec = open_codec
         self._active: ActiveCodec | None = None
+        self._checked: tuple[str, int] | None = None
         self._poller = Poller("codec-follower", interval, self.refresh)
 
     def active(self) -> ActiveCodec | None:
@@ -31,10 +33,12 @@ class CodecFollower:
     def refresh(self) -> None:
         """Follow the active base and encode what lacks codes."""
         with self._database.read() as connection:
-            base_id = active_base_id(connection)
+            base_id, revision = active_base_id(connection), repository.current_revision(connection)
         if base_id is None:
             self._active = None
             return
         if self._active is None or self._active.base_id != base_id:
             self._active = ActiveCodec(base_id, self._open_codec(base_id))
-        encode_missing(self._database, self._active)
+        if (base_id, revision) != self._checked:  # looking for items without codes reads the whole table
+            encode_missing(self._database, self._active)
+            self._checked = (base_id, revision)

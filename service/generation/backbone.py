@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError
-from service.generation.engine import CODES, LEVELS
 from service.generation.prompt import FIRST_CODE_TOKEN
 
 LORA_PREFIX = "base_model.model."  # PEFT's name for the wrapped model

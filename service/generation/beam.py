@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from service.catalog.trie import Trie
+from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
-from service.generation.engine import LEVELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +100,7 @@ def beam_search(
         mine = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = visible.gather(1, beams.parent[..., None].expand(-1, -1, visible.shape[2]))
         visible = torch.cat([ancestors, mine], dim=2)
-        tokens = backbone.first_code_token + 256 * (depth - 1) + trie.code[depth - 1][beams.nodes]
+        tokens = backbone.first_code_token + CODES * (depth - 1) + trie.code[depth - 1][beams.nodes]
         hidden = backbone.decoder(
             input_ids=tokens,
             attention_mask=visible[:, None],

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
     from service.catalog.trie import Trie
 
-LEVELS = 4
-CODES = 256  # codes in each level
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:

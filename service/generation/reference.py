@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
-from service.generation.engine import LEVELS
 from service.generation.prompt import compact_prompt, level_offsets
 
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.catalog.trie import Trie
+from service.catalog.trie import LEVELS, Trie
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
 from service.generation.beam import TrieTensors, beam_search
-from service.generation.engine import LEVELS, Generated, GenerationRequest
+from service.generation.engine import Generated, GenerationRequest
 from service.generation.prompt import PAD, compact_prompt
 
 if TYPE_CHECKING:

@@ -25,21 +25,6 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data` so that a crash leaves the old bytes or the new, never a mixture."""
-    staged = path.with_name(f".{path.name}.{uuid7()}")
-    try:
-        with staged.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.chmod(mode)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
 @contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
     """A staging folder beside `target` that is fsynced and renamed to it when the block ends without an error.

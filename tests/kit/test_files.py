@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.kit.files import publish_folder, sha256_file, write_durably
+from service.kit.files import publish_folder, sha256_file
 
 
 def test_a_folder_appears_only_when_the_block_has_ended(tmp_path: Path) -> None:
@@ -39,16 +39,6 @@ def test_a_published_folder_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), publish_folder(tmp_path / "a"):
         pass
     assert (tmp_path / "a" / "x").read_bytes() == b"first"
-
-
-def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    write_durably(path, b"old")
-    write_durably(path, b"new", mode=0o600)
-
-    assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_hash_is_the_files_sha256(tmp_path: Path) -> None:

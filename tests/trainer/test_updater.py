@@ -247,6 +247,19 @@ def test_each_window_starts_from_what_the_one_before_left(desk: Desk, built: Bui
     assert updater.tick() is None
 
 
+def test_an_evolving_adapter_keeps_its_rank_and_scale_when_the_settings_have_moved_on(
+    desk: Desk, built: BuiltBase
+) -> None:
+    incumbent = adapters.read_adapter(desk.database, built.adapter_version).adapter.hyperparameters
+    desk.send(worlds.later_walks())
+
+    window = worked(desk.updater(lora_rank=incumbent["rank"] + 3, lora_alpha=incumbent["alpha"] + 5).tick())
+
+    assert (window.verdict, window.reason) == ("promoted", None)
+    candidate = adapters.read_adapter(desk.database, window.candidate_version or "").adapter
+    assert {name: candidate.hyperparameters[name] for name in ("rank", "alpha")} == incumbent
+
+
 def test_the_same_window_and_seed_give_the_same_adapter(
     desk: Desk, built: BuiltBase, built_world: BuiltWorld, tmp_path: Path
 ) -> None:
