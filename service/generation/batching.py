@@ -78,7 +78,8 @@ class Batcher:
         return future
 
     def _run(self) -> None:
-        while True:
+        ended = False
+        while not ended:
             job = self._jobs.get()
             if job is None:
                 return
@@ -89,7 +90,7 @@ class Batcher:
                 except queue.Empty:
                     break
                 if job is None:
-                    self._jobs.put(None)
+                    ended = True
                     break
                 jobs.append(job)
             wanted = [j for j in jobs if j.future.set_running_or_notify_cancel()]
