@@ -7,13 +7,14 @@ Nothing in the cache is copied or reordered, and the fourth code is never decode
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
+from service.generation.passes import open_passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,12 @@ class TrieTensors:
             width=tuple(int((s[1:] - s[:-1]).max(initial=0)) for s in trie.child_start),
             leaves=trie.leaves,
         )
+
+
+@lru_cache(maxsize=2)  # the catalogue in use and its successor; many models search the same one
+def trie_tensors(trie: Trie, device: torch.device) -> TrieTensors:
+    """The tensors of `trie`, made once for all models."""
+    return TrieTensors.of(trie, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +94,9 @@ def beam_search(
     device = prompts.device
     if trie.leaves == 0:
         return torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
-    rows = torch.arange(batch, device=device)
-    cache = DynamicCache()
-    # Padded on the right, so plain causal attention already hides the padding from every real position.
-    hidden = backbone.decoder(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state
-    logp = _level_log_softmax(backbone, hidden[rows, lengths - 1][:, None], 0)
+    width = min(width, trie.leaves)
+    passes = open_passes(backbone, batch, longest + (LEVELS - 1) * width)
+    logp = _level_log_softmax(backbone, passes.prefill(prompts, lengths)[:, None], 0)
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     beams = expand(trie, 0, Beams(root, root, torch.zeros(batch, 1, device=device)), logp, dead[0], width)
     visible = (torch.arange(longest, device=device) < lengths[:, None])[:, None]  # [batch, beams of before, keys]
@@ -101,13 +106,7 @@ def beam_search(
         ancestors = visible.gather(1, beams.parent[..., None].expand(-1, -1, visible.shape[2]))
         visible = torch.cat([ancestors, mine], dim=2)
         tokens = backbone.first_code_token + CODES * (depth - 1) + trie.code[depth - 1][beams.nodes]
-        hidden = backbone.decoder(
-            input_ids=tokens,
-            attention_mask=visible[:, None],
-            position_ids=(lengths + depth - 1)[:, None].expand(-1, count),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = passes.step(tokens, (lengths + depth - 1)[:, None].expand(-1, count), visible)
         beams = expand(trie, depth, beams, _level_log_softmax(backbone, hidden, depth), dead[depth], width)
     return beams.nodes, beams.scores
 

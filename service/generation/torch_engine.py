@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.catalog.trie import LEVELS, Trie
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
-from service.generation.beam import TrieTensors, beam_search
+from service.generation.beam import beam_search, trie_tensors
 from service.generation.engine import Generated, GenerationRequest
 from service.generation.prompt import PAD, compact_prompt
 
@@ -27,7 +27,6 @@ class TorchModel:
         self.base_id = base_id
         self.adapter_version = adapter_version
         self._least_beams = least_beams
-        self._trie: tuple[Trie, TrieTensors] | None = None
 
     def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
         """See ServedModel. Requests of unlike beam width run apart: an answer never depends on who shared its batch."""
@@ -47,7 +46,7 @@ class TorchModel:
             self.backbone,
             prompts.to(device),
             lengths.to(device),
-            self._tensors(trie),
+            trie_tensors(trie, device),
             dead_keys([r.excluded for r in requests], trie, device),
             width,
         )
@@ -58,14 +57,7 @@ class TorchModel:
             found.append(Generated(leaf[kept], score[kept].astype(np.float32)))
         return found
 
-    def _tensors(self, trie: Trie) -> TrieTensors:
-        held = self._trie
-        if held is None or held[0] is not trie:
-            held = self._trie = (trie, TrieTensors.of(trie, self.backbone.device))
-        return held[1]
-
     def close(self) -> None:
-        self._trie = None
         del self.backbone
 
 
@@ -104,10 +96,13 @@ def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
 
 def dead_keys(excluded: Sequence[NDArray[np.int64]], trie: Trie, device: torch.device) -> list[Tensor | None]:
     """Per depth 0..3 the sorted keys of the children that each request prunes (see beam.expand); None: no pruning."""
-    per_depth: list[list[NDArray[np.int64]]] = [[] for _ in range(LEVELS)]
-    for i, leaves in enumerate(excluded):
-        if len(leaves):
-            for depth, nodes in enumerate(trie.dead_nodes(leaves)):
-                per_depth[depth].append(i * len(trie.code[depth]) + nodes)
-    keys = [np.concatenate(parts) if parts else None for parts in per_depth]
-    return [None if k is None or len(k) == 0 else torch.from_numpy(k).to(device) for k in keys]
+    leaves = np.concatenate(excluded)
+    if not len(leaves):
+        return [None] * LEVELS
+    request = np.repeat(np.arange(len(excluded)), [len(own) for own in excluded])
+    dead: list[Tensor | None] = []
+    for ancestor, total in zip(trie.node_of_leaf, trie.leaf_count, strict=True):
+        keys, below = np.unique(request * len(total) + ancestor[leaves], return_counts=True)
+        keys = keys[below == total[keys % len(total)]]  # nodes all of whose leaves this request excludes
+        dead.append(torch.from_numpy(keys).to(device) if len(keys) else None)
+    return dead

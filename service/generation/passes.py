@@ -1,0 +1,58 @@
+"""The forward passes of one search: a prefill of the prompts, then a few tokens for each of their beams at a time."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from service.generation.backbone import Backbone
+from service.generation.llama import LlamaPasses, as_llama
+
+
+class Passes(Protocol):
+    """One batch of prompts and the cache of everything passed so far. Used once."""
+
+    def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        """The last position's hidden state of each prompt, [batch, hidden].
+
+        prompts: int64 [batch, longest], padded on the right; lengths: int64 [batch], at least 1.
+        """
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """Hidden states of more tokens, [batch, tokens, hidden].
+
+        tokens, positions: int64 [batch, tokens]. visible: bool [batch, tokens, keys], what each sees of all that was
+        passed, these tokens included; each sees itself.
+        """
+        ...
+
+
+class GeneralPasses:
+    """Passes through any decoder of transformers."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = decoder
+        self._cache = DynamicCache()
+
+    def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        # Padded on the right, so plain causal attention already hides the padding from every real position.
+        hidden: Tensor = self._decoder(input_ids=prompts, past_key_values=self._cache, use_cache=True).last_hidden_state
+        return hidden[torch.arange(len(prompts), device=prompts.device), lengths - 1]
+
+    def step(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        hidden: Tensor = self._decoder(
+            input_ids=tokens,
+            attention_mask=visible[:, None],
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+
+def open_passes(backbone: Backbone, batch: int, capacity: int) -> Passes:
+    """capacity: the most positions that a prompt and its beams take."""
+    llama = as_llama(backbone.model)
+    return GeneralPasses(backbone.decoder) if llama is None else LlamaPasses(llama, batch, capacity)
