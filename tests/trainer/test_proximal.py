@@ -1,87 +1,29 @@
-"""The paper's theory of the proximal (sections 4.1, 4.2, appendix B), held in float64."""
+"""Softmax-KL and the quadratic forms against their definitions, in value and gradient."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
-from itertools import pairwise
 
-import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor
 
 from service.settings import GroupBy
-from trainer.proximal import LoraTensors, Quadratic, SoftmaxKL
-
-# (layer, module, factor, shape); layers 1 and 11 so that one number is the beginning of the other.
-PARTS = [
-    (1, "self_attn.q_proj", "A", (2, 3)),
-    (1, "self_attn.q_proj", "B", (3, 2)),
-    (1, "mlp.up_proj", "A", (2, 3)),
-    (1, "mlp.up_proj", "B", (4, 2)),
-    (11, "self_attn.q_proj", "A", (2, 3)),
-    (11, "self_attn.q_proj", "B", (3, 2)),
-]
-SIZE = sum(rows * columns for *_, (rows, columns) in PARTS)
-every_grouping = pytest.mark.parametrize("group_by", GroupBy)
-
-
-def name(layer: int, module: str, factor: str) -> str:
-    return f"base_model.model.model.layers.{layer}.{module}.lora_{factor}.weight"
-
-
-def as_tensors(v: Tensor) -> dict[str, Tensor]:
-    """A vector [SIZE] as an adapter; gradients flow through."""
-    pieces = v.split([rows * columns for *_, (rows, columns) in PARTS])
-    return {name(*part[:3]): piece.view(part[3]) for part, piece in zip(PARTS, pieces, strict=True)}
-
-
-def members(group_by: GroupBy) -> list[list[int]]:
-    """Which places of the vector each group holds, from the definition."""
-    groups: dict[object, list[int]] = defaultdict(list)
-    place = 0
-    for layer, module, factor, (rows, columns) in PARTS:
-        for row in range(rows):
-            for column in range(columns):
-                rank = row if factor == "A" else column
-                key = {
-                    GroupBy.TENSOR: (layer, module, factor),
-                    GroupBy.MODULE: (layer, module),
-                    GroupBy.RANK: (layer, module, factor, rank),
-                    GroupBy.LAYER: layer,
-                }[group_by]
-                groups[key].append(place)
-                place += 1
-    return list(groups.values())
-
-
-def state(seed: int, size: float = 1.0) -> Tensor:
-    return size * torch.randn(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def softmax(values: list[float]) -> list[float]:
-    total = sum(math.exp(x) for x in values)
-    return [math.exp(x) / total for x in values]
-
-
-def metric(previous: Tensor, group_by: GroupBy) -> Tensor:
-    """H = blkdiag(diag(p) - p p^T), written out (equation 13)."""
-    h = torch.zeros(SIZE, SIZE, dtype=torch.float64)
-    for group in members(group_by):
-        p = torch.tensor(softmax(previous[group].tolist()), dtype=torch.float64)
-        h[np.ix_(group, group)] = torch.diag(p) - torch.outer(p, p)
-    return h
-
-
-def softmax_kl(previous: Tensor, group_by: GroupBy) -> Callable[[Tensor], Tensor]:
-    proximal = SoftmaxKL(as_tensors(previous), group_by)
-    return lambda v: proximal(as_tensors(v))
-
-
-def quadratic(previous: Tensor, group_by: GroupBy, *, weighted: bool) -> Callable[[Tensor], Tensor]:
-    proximal = Quadratic(as_tensors(previous), group_by, weighted=weighted)
-    return lambda v: proximal(as_tensors(v))
+from tests.trainer.proximal_cases import (
+    SIZE,
+    as_tensors,
+    every_grouping,
+    kl_from,
+    members,
+    metric,
+    name,
+    observed,
+    quadratic,
+    scale_of,
+    slope,
+    softmax,
+    state,
+)
+from trainer.proximal import LoraTensors, Orthogonal, OutputKL, Quadratic, SoftmaxKL, softmax_kl
 
 
 @pytest.mark.parametrize(("group_by", "count"), list(zip(GroupBy, [6, 3, 12, 2], strict=True)))
@@ -99,7 +41,7 @@ def test_softmax_kl_is_its_definition(group_by: GroupBy) -> None:
         q, p = softmax(now[group].tolist()), softmax(before[group].tolist())
         expected += sum(qi * math.log(qi / pi) for qi, pi in zip(q, p, strict=True))
 
-    assert softmax_kl(before, group_by)(now).item() == pytest.approx(expected, rel=1e-12)
+    assert kl_from(before, group_by)(now).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_softmax_kl_of_two_numbers_by_pencil() -> None:
@@ -109,87 +51,6 @@ def test_softmax_kl_of_two_numbers_by_pencil() -> None:
     moved = half({one: torch.tensor([[math.log(3), 0.0]])})  # (3/4, 1/4) against (1/2, 1/2)
 
     assert moved.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
-
-
-@every_grouping
-def test_no_change_costs_nothing_and_pulls_nowhere(group_by: GroupBy) -> None:
-    """Proposition 5: K(0) = 0 and grad K(0) = 0, exactly, in float32 too."""
-    for dtype in (torch.float64, torch.float32):
-        v = state(1).to(dtype).requires_grad_()
-        value = softmax_kl(v.detach(), group_by)(v)
-        (gradient,) = torch.autograd.grad(value, v)
-
-        assert value.item() == 0
-        assert torch.count_nonzero(gradient) == 0
-
-
-@every_grouping
-def test_the_hessian_at_the_previous_state_is_diag_p_minus_p_p(group_by: GroupBy) -> None:
-    """Proposition 3, for SoftmaxKL and for the quadratic form that stands for it."""
-    v = state(1)
-    for proximal in (softmax_kl(v, group_by), quadratic(v, group_by, weighted=True)):
-        hessian = torch.autograd.functional.hessian(proximal, v)
-        torch.testing.assert_close(hessian, metric(v, group_by), rtol=0, atol=1e-12)
-
-
-@every_grouping
-def test_the_quadratic_form_is_half_the_p_weighted_variance_of_the_change(group_by: GroupBy) -> None:
-    """Corollary 4."""
-    before, change = state(1), state(2)
-    variance = 0.0
-    for group in members(group_by):
-        p, delta = softmax(before[group].tolist()), change[group].tolist()
-        mean = sum(pi * d for pi, d in zip(p, delta, strict=True))
-        variance += sum(pi * (d - mean) ** 2 for pi, d in zip(p, delta, strict=True))
-
-    value = quadratic(before, group_by, weighted=True)(before + change)
-
-    assert value.item() == pytest.approx(variance / 2, rel=1e-12)
-    assert value.item() == pytest.approx((change @ metric(before, group_by) @ change).item() / 2, rel=1e-12)
-
-
-@every_grouping
-def test_a_shift_of_a_whole_group_costs_nothing(group_by: GroupBy) -> None:
-    """Corollary 4: only reshuffling within a group is held back."""
-    before = state(1)
-    shifted = before.clone()
-    for i, group in enumerate(members(group_by)):
-        shifted[group] += (-1) ** i * (0.5 + i)
-
-    assert softmax_kl(before, group_by)(shifted).item() == pytest.approx(0, abs=1e-12)
-    assert quadratic(before, group_by, weighted=True)(shifted).item() == pytest.approx(0, abs=1e-12)
-    assert quadratic(before, group_by, weighted=False)(shifted).item() > 1
-
-
-@every_grouping
-def test_a_change_in_one_group_costs_the_same_whatever_the_others_are(group_by: GroupBy) -> None:
-    """The metric is block-diagonal (equation 6)."""
-    before, elsewhere = state(1), state(1)
-    first = members(group_by)[0]
-    rest = [i for group in members(group_by)[1:] for i in group]
-    elsewhere[rest] = state(3)[rest]
-
-    def cost(previous: Tensor) -> float:
-        changed = previous.clone()
-        changed[first] += state(2)[first]
-        return softmax_kl(previous, group_by)(changed).item()
-
-    assert cost(before) == pytest.approx(cost(elsewhere), rel=1e-12)
-
-
-@every_grouping
-def test_the_quadratic_form_is_what_softmax_kl_becomes_as_the_change_vanishes(group_by: GroupBy) -> None:
-    """Proposition 3: the ratio tends to 1, its error shrinking with the change."""
-    before, direction = state(1), state(2)
-    kl, quad = softmax_kl(before, group_by), quadratic(before, group_by, weighted=True)
-
-    errors = [
-        abs((kl(before + size * direction) / quad(before + size * direction)).item() - 1)
-        for size in (1e-1, 1e-2, 1e-3, 1e-4)
-    ]
-
-    assert errors[0] < 0.2
-    assert all(later < earlier / 5 for earlier, later in pairwise(errors))
 
 
 def test_the_unweighted_form_is_half_the_squared_distance_however_it_is_grouped() -> None:
@@ -225,19 +86,22 @@ def test_bfloat16_parameters_are_penalised_in_float32() -> None:
         value = quadratic(before, GroupBy.TENSOR, weighted=weighted)(now)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, quadratic(before.float(), GroupBy.TENSOR, weighted=weighted)(now.float()))
-    value = softmax_kl(before, GroupBy.TENSOR)(now)
+    value = kl_from(before, GroupBy.TENSOR)(now)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, softmax_kl(before.float(), GroupBy.TENSOR)(now.float()))
+    torch.testing.assert_close(value, kl_from(before.float(), GroupBy.TENSOR)(now.float()))
 
 
-def test_a_huge_change_stays_finite() -> None:
-    before = torch.zeros(SIZE, dtype=torch.float32)
+@pytest.mark.parametrize("start", [0.0, 300.0])
+def test_a_huge_change_stays_finite(start: float) -> None:
+    """Also where p is 0 to float32 and q is 1."""
+    before = torch.linspace(start, -start, SIZE)
     now = torch.linspace(-300, 300, SIZE).requires_grad_()
 
-    value = softmax_kl(before, GroupBy.TENSOR)(now)
+    value = kl_from(before, GroupBy.LAYER)(now)
     (gradient,) = torch.autograd.grad(value, now)
 
-    assert value.item() == pytest.approx(softmax_kl(before.double(), GroupBy.TENSOR)(now.detach().double()).item())
+    exact = kl_from(before.double(), GroupBy.LAYER)(now.detach().double())
+    assert value.item() == pytest.approx(exact.item(), rel=1e-4)  # float32 holds 300 to 3e-5
     assert torch.isfinite(gradient).all()
 
 
@@ -247,6 +111,8 @@ def test_a_huge_change_stays_finite() -> None:
         lambda tensors: SoftmaxKL(tensors, GroupBy.TENSOR),
         lambda tensors: Quadratic(tensors, GroupBy.TENSOR, weighted=True),
         lambda tensors: Quadratic(tensors, GroupBy.TENSOR, weighted=False),
+        Orthogonal,
+        lambda tensors: observed(tensors),
     ],
 )
 def test_the_previous_state_stays_where_it_was_when_the_parameters_it_was_taken_from_move(
@@ -265,86 +131,102 @@ def test_the_previous_state_stays_where_it_was_when_the_parameters_it_was_taken_
     assert all(torch.count_nonzero(g) for g in gradients)
 
 
-def test_an_adapter_of_other_shapes_is_refused() -> None:
-    proximal = SoftmaxKL(as_tensors(state(1)), GroupBy.TENSOR)
-    fewer = dict(list(as_tensors(state(2)).items())[:-1])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tensors: SoftmaxKL(tensors, GroupBy.TENSOR),
+        lambda tensors: Quadratic(tensors, GroupBy.TENSOR, weighted=False),
+        Orthogonal,
+        lambda tensors: observed(tensors),
+    ],
+)
+def test_an_adapter_of_other_modules_or_shapes_is_refused(
+    make: Callable[[LoraTensors], Callable[[LoraTensors], Tensor]],
+) -> None:
+    proximal = make(as_tensors(state(1)))
+    other = as_tensors(state(2))
+    names = list(other)
 
-    with pytest.raises(ValueError, match="shapes"):
-        proximal(fewer)
-    with pytest.raises(ValueError, match="shapes"):
-        proximal({n: t.T[:1] for n, t in as_tensors(state(2)).items()})
-
-
-# Proposition 1 and corollary 2: a quadratic loss with its own optimum, and the proximal as written in this package.
-
-WEIGHT = 3.0
-
-
-def curvature(rank: int) -> Tensor:
-    """Sigma = E[phi phi^T] over `rank` examples, with eigenvalues of the order of 1."""
-    features = torch.randn(rank, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    return features.T @ features / rank + (1e-2 * torch.eye(SIZE, dtype=torch.float64) if rank >= SIZE else 0)
-
-
-def minimise(penalty: Callable[[Tensor], Tensor], sigma: Tensor, optimum: Tensor, start: Tensor) -> Tensor:
-    """argmin of equation 9, by L-BFGS from the previous state."""
-    v = start.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [v], max_iter=2_000, history_size=50, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = (v - optimum) @ sigma @ (v - optimum) / 2 + WEIGHT * penalty(v)
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    return v.detach()
-
-
-def test_l2_interpolates_along_the_eigenvectors_of_the_data() -> None:
-    """Corollary 2, with directions that the data do not support at all."""
-    sigma, optimum, before = curvature(rank=20), state(4), state(5)
-
-    v = minimise(quadratic(before, GroupBy.TENSOR, weighted=False), sigma, optimum, before)
-
-    values, vectors = scipy.linalg.eigh(sigma.numpy())
-    rho = np.maximum(values, 0)
-    share = rho / (rho + WEIGHT)
-    expected = share * (vectors.T @ optimum.numpy()) + (1 - share) * (vectors.T @ before.numpy())
-    np.testing.assert_allclose(vectors.T @ v.numpy(), expected, atol=1e-7)
-    unsupported = vectors[:, rho < 1e-9]
-    assert unsupported.shape[1] == SIZE - 20
-    np.testing.assert_allclose(unsupported.T @ v.numpy(), unsupported.T @ before.numpy(), atol=1e-7)
+    for wrong in (
+        {n: other[n] for n in names[:-1]},  # an A without its B
+        {n: other[n] for n in names[:-2]},  # a module fewer
+        {n: t.T[:1] for n, t in other.items()},
+    ):
+        with pytest.raises(ValueError, match=r"shapes|modules|module it adapts"):
+            proximal(wrong)
 
 
 @every_grouping
-def test_the_weighted_form_interpolates_along_generalised_eigenvectors(group_by: GroupBy) -> None:
-    """Proposition 1 with H = blkdiag(diag(p) - p p^T); where H is flat the data alone decide (appendix B.2, iii)."""
-    sigma, optimum, before = curvature(rank=60), state(4), state(5)
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0])
+def test_the_gradient_of_softmax_kl_is_that_of_its_definition(group_by: GroupBy, size: float) -> None:
+    """Equation 12 by central differences of the plain formula; GroupBy.RANK is the per-rank KL of figure 2."""
+    before = state(1)
+    now = before + size * state(2)
 
-    v = minimise(quadratic(before, group_by, weighted=True), sigma, optimum, before)
+    def plain(v: Tensor) -> Tensor:
+        log_q, log_p = (torch.cat([torch.log_softmax(x[g], 0) for g in members(group_by)]) for x in (v, before))
+        return (log_q.exp() * (log_q - log_p)).sum()
 
-    h = metric(before, group_by).numpy()
-    # H is singular, so the pairs come from H q = (1 / rho) Sigma q; 1 / rho = 0 spans the kernel of H.
-    inverse, q = scipy.linalg.eigh(h, sigma.numpy())
-    held = inverse > 1e-10
-    assert np.count_nonzero(~held) == len(members(group_by))  # one free shift in each group
-    rho = 1 / inverse[held]
-    share = rho / (rho + WEIGHT)
-    now, best, old = (q[:, held].T @ h @ x.numpy() for x in (v, optimum, before))
-    np.testing.assert_allclose(now, share * best + (1 - share) * old, atol=1e-7)
-    free = q[:, ~held].T @ sigma.numpy()
-    np.testing.assert_allclose(free @ v.numpy(), free @ optimum.numpy(), atol=1e-7)
+    gradient = slope(kl_from(before, group_by), now)
+
+    step = 1e-6
+    basis = step * torch.eye(SIZE, dtype=torch.float64)
+    expected = torch.stack([(plain(now + e) - plain(now - e)) / (2 * step) for e in basis])
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * scale_of(expected) + 1e-9)
+    torch.testing.assert_close(gradient, slope(plain, now), rtol=0, atol=1e-9 * scale_of(expected) + 1e-15)
 
 
-def test_a_softmax_kl_minimum_near_the_previous_state_is_that_of_its_quadratic_form() -> None:
-    """Why proposition 1 speaks about PESO: a nearby optimum, both penalties, one answer to second order."""
-    sigma, before = curvature(rank=60), state(5)
-    optimum = before + 1e-3 * state(4)
+@every_grouping
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0])
+def test_the_quadratic_form_and_its_gradient_are_those_of_h_written_out(
+    group_by: GroupBy, weighted: bool, size: float
+) -> None:
+    """Equation 6 with H = I and with H = blkdiag(diag(p) - p p^T)."""
+    before, change = state(1), size * state(2)
+    h = metric(before, group_by) if weighted else torch.eye(SIZE, dtype=torch.float64)
+    form = quadratic(before, group_by, weighted=weighted)
 
-    kl = minimise(softmax_kl(before, GroupBy.TENSOR), sigma, optimum, before)
-    quad = minimise(quadratic(before, GroupBy.TENSOR, weighted=True), sigma, optimum, before)
+    assert form(before + change).item() == pytest.approx((change @ h @ change).item() / 2, rel=1e-9)
+    torch.testing.assert_close(slope(form, before + change), h @ change, rtol=0, atol=1e-10 * scale_of(change) + 1e-15)
 
-    assert (kl - quad).norm() < 1e-2 * (quad - before).norm()
+
+def test_softmax_kl_has_the_first_and_second_derivatives_of_its_value() -> None:
+    before = state(1).view(2, -1)
+    change = (0.7 * state(2).view(2, -1)).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda c: softmax_kl(c, before), change)
+    assert torch.autograd.gradgradcheck(lambda c: softmax_kl(c, before), change)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0])
+def test_every_term_is_accurate_in_float32(size: float) -> None:
+    """At the size of a real module: float32 parameters, taken as exact, against float64."""
+    random = torch.Generator().manual_seed(0)
+    a, b = name(0, "mlp.up_proj", "A"), name(0, "mlp.up_proj", "B")
+    before = {a: 0.05 * torch.randn(8, 128, generator=random), b: 0.02 * torch.randn(352, 8, generator=random)}
+    now = {n: t + size * torch.randn(t.shape, generator=random) for n, t in before.items()}
+    x = torch.randn(16, 128, generator=random)
+
+    def output_kl(tensors: LoraTensors) -> OutputKL:
+        term = OutputKL(tensors, 2.0)
+        term.observe("base_model.model.model.layers.0.mlp.up_proj", x.to(tensors[a].dtype))
+        return term
+
+    kinds: list[Callable[[LoraTensors], Callable[[LoraTensors], Tensor]]] = [
+        *(lambda t, g=g: SoftmaxKL(t, g) for g in GroupBy),
+        *(lambda t, g=g: Quadratic(t, g, weighted=True) for g in GroupBy),
+        lambda t: Quadratic(t, GroupBy.TENSOR, weighted=False),
+        Orthogonal,
+        output_kl,
+    ]
+    for make in kinds:
+        results = []
+        for dtype in (torch.float32, torch.float64):
+            current = {n: t.to(dtype).requires_grad_() for n, t in now.items()}
+            value = make({n: t.to(dtype) for n, t in before.items()})(current)
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(current.values()))])
+            results.append((value.item(), gradient))
+        (value32, gradient32), (value64, gradient64) = results
+        assert value32 == pytest.approx(value64, rel=1e-4)
+        assert ((gradient32 - gradient64).norm() / gradient64.norm()).item() < 1e-4
