@@ -21,14 +21,14 @@ from trainer.tokenizer.fit import Quantiser, TokenizerConfig
 torch.set_num_threads(1)  # models this small only wait for one another's threads
 
 RECIPE = BaseRecipe(
-    tiny=TinyConfig(hidden=32, layers=1, heads=1),
+    tiny=TinyConfig(hidden=32, layers=2, heads=1),
     tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
     epochs=30,
     batch_size=4,
     evaluate_every=10,
     patience=3,
 )
-"""A base that has learnt the pattern (NDCG@10 about 0.9) in two seconds."""
+"""A base that has learnt the pattern (NDCG@10 about 0.9, in float32 and bfloat16) in a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BuiltWorld:
         migrate.upgrade(database)
         worlds.put(database, clock, worlds.items())
         worlds.send(database, clock, worlds.first_walks())
-        settings = Settings(home=folder, learning_rate_base=1e-2, embedding_dropout=0.0, residual_dropout=0.0)
+        settings = Settings(home=folder, learning_rate_base=5e-3, embedding_dropout=0.0, residual_dropout=0.0)
         built = build_base(database, ArtifactStore(settings.artifacts_dir), settings, clock, RECIPE, actor="tests")
         return cls(database, settings.artifacts_dir, built)
 

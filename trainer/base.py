@@ -1,6 +1,7 @@
 """Building a base: all that is stored is D_1; codec, backbone and first adapter come out, published and active."""
 
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from service.recommend.popularity import Popularity
 from service.recommend.ranking import Float64
 from service.settings import Settings
 from service.windows import service as windows
+from trainer.datasets import DatasetItem
 from trainer.evaluation import DEPTH, metrics, model_ranks, popularity_ranks
-from trainer.examples import build_examples, sample_cases
+from trainer.examples import Examples, build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
 from trainer.learn import Steps
 from trainer.lora import LoraBackbone, save_adapter
@@ -96,7 +98,7 @@ def build_base(
             used = events.item_ids_through(connection, through_seq)
             items = catalog.changed_since(connection, 0)
     with steps.step("tokenizer"):
-        codec, codes = _tokenize(items, used, recipe.tokenizer, settings.seed, report)
+        codec, codes = tokenize(items, used, recipe.tokenizer, settings.seed, report)
         index = CatalogueIndex.of(items, codes)
     with steps.step("examples") as row:
         data = load_streams(database, settings, index, 0, through_seq)
@@ -113,17 +115,7 @@ def build_base(
         popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
         popularity = counted.by_row(index)
     with steps.step("fit") as row:
-        backbone, fitted = train_base(
-            recipe.tiny,
-            examples,
-            index,
-            popularity,
-            _fit_config(recipe, settings),
-            validation=sample_cases(examples.validation, VALIDATION_USERS, settings.seed),
-            piece=recipe.piece,
-            device=pick_device(settings.device),
-            on_step=lambda done, total: report("base", done, total),
-        )
+        backbone, fitted = train_backbone(recipe, examples, index, popularity, settings, report)
         row |= {"best_epoch": fitted.best_epoch, "scores": fitted.scores, "losses": fitted.losses}
     with steps.step("evaluate"):
         measured = _evaluate(backbone, examples.test, index, popularity, settings, fitted)
@@ -146,8 +138,8 @@ def build_base(
     return BuiltBase(base.base_id, adapter.adapter_version, activation.revision, measured, steps.rows)
 
 
-def _tokenize(
-    items: list[StoredItem], used: set[str], config: TokenizerConfig, seed: int, report: Report
+def tokenize(
+    items: Sequence[StoredItem | DatasetItem], used: Collection[str], config: TokenizerConfig, seed: int, report: Report
 ) -> tuple[Codec, dict[str, Codes]]:
     """The codec, fitted on D_1's items, and codes for all items, those of D_1 first."""
     first = sorted((item for item in items if item.item_id in used), key=lambda item: item.item_id)
@@ -161,6 +153,28 @@ def _tokenize(
     )
     ordered = [item.item_id for item in [*first, *rest]]
     return codec, dict(zip(ordered, codec.assign([texts[item_id] for item_id in ordered], ()), strict=True))
+
+
+def train_backbone(
+    recipe: BaseRecipe,
+    examples: Examples,
+    index: CatalogueIndex,
+    popularity: Float64,
+    settings: Settings,
+    report: Report = silent,
+) -> tuple[Backbone, FitReport]:
+    """The recipe's backbone, trained on D_1's examples with the rates and dropouts of the settings."""
+    return train_base(
+        recipe.tiny,
+        examples,
+        index,
+        popularity,
+        _fit_config(recipe, settings),
+        validation=sample_cases(examples.validation, VALIDATION_USERS, settings.seed),
+        piece=recipe.piece,
+        device=pick_device(settings.device),
+        on_step=lambda done, total: report("base", done, total),
+    )
 
 
 def _fit_config(recipe: BaseRecipe, settings: Settings) -> FitConfig:
@@ -220,9 +234,9 @@ def _publish(
         "seed": settings.seed,
     }
     base = artifacts.publish_base(folder / "base", metadata)
-    lora = LoraBackbone.of(backbone, settings)
     rank, alpha, dropout = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
-    save_adapter(folder / "adapter", lora.tensors(), rank=rank, alpha=alpha, dropout=dropout)
+    lora = LoraBackbone(backbone, rank=rank, alpha=alpha, dropout=dropout, seed=settings.seed)
+    save_adapter(folder / "adapter", lora.tensors(), scale=alpha / rank, dropout=dropout)
     lora.unwrap()
     adapter = artifacts.publish_adapter(folder / "adapter", {"base_id": base.id, "method": FIRST_METHOD}, 0)
     return (

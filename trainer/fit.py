@@ -15,6 +15,7 @@ from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
 from service.generation.prompt import BOS, PAD, level_offsets
 from trainer.examples import TrainingSequence
+from trainer.proximal import first_step_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class FitConfig:
 class FitReport:
     """losses: mean cross-entropy per epoch, nats per item (4 codes). scores: (epoch, validation score), epoch 0 first.
 
-    gradient_ratio: per epoch, mean over steps of ||g_prox|| / ||g_ce|| (0 without a proximal).
+    gradient_ratio: per epoch, mean over steps of ||g_prox|| / ||g_ce|| (0 without a proximal). penalty_weight: lambda
+    in force.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -47,6 +49,8 @@ class FitReport:
     best_epoch: int = 0
     penalties: list[float] = field(default_factory=list)
     gradient_ratio: list[float] = field(default_factory=list)
+    penalty_weight: float = 0.0
+    trainable_parameters: int = 0
     seconds: float = 0.0
 
 
@@ -64,6 +68,7 @@ def fit(
     evaluate: Callable[[], float],
     penalty: Penalty | None = None,
     penalty_weight: float = 0.0,
+    relative: bool = False,
     on_step: Progress = lambda done, total: None,
 ) -> FitReport:
     """Train `parameters` in place and leave them at their best by `evaluate`, the starting point included.
@@ -71,6 +76,7 @@ def fit(
     codes: int16 [catalogue rows, 4]. epoch_sequences: the sequences of one pass. evaluate: higher is better; it is
     asked in eval mode.
     penalty: the proximal, computed in float32; its gradient is taken apart so that its share can be reported.
+    relative: penalty_weight is the proximal's share of the first step's gradient (trainer.proximal.first_step_weight).
     """
     torch.manual_seed(config.seed)
     random = np.random.default_rng(config.seed)
@@ -81,13 +87,15 @@ def fit(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=(0.9, 0.98),
+        fused=True,
     )
     steps_per_epoch = math.ceil(len(epoch_sequences(random)) / config.batch_size)
     total_steps = max(1, steps_per_epoch * config.epochs)
     backbone.model.train(False)
-    report = FitReport(scores=[(0, evaluate())])
+    report = FitReport(scores=[(0, evaluate())], trainable_parameters=sum(p.numel() for p in parameters))
     best = [p.detach().clone() for p in parameters]
     step = 0
+    weight = None if relative and penalty_weight > 0 else penalty_weight
     with residual_dropout(backbone, config.residual_dropout):
         for epoch in range(1, config.epochs + 1):
             backbone.model.train()
@@ -95,12 +103,17 @@ def fit(
             for batch in batches(epoch_sequences(random), config.batch_size, random):
                 for group in optimiser.param_groups:
                     group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
-                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision):
+                with (
+                    matrix_attention(backbone),
+                    torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision),
+                ):
                     loss, targets = sequence_loss(backbone, batch, codes, config.embedding_dropout)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch
-                if penalty is not None and penalty_weight > 0:
-                    value, ratio = _add_penalty(penalty, penalty_weight, parameters)
+                if penalty is not None and weight is None:
+                    weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
+                if penalty is not None and weight:
+                    value, ratio = _add_penalty(penalty, weight, parameters)
                     penalties.append(value)
                     ratios.append(ratio)
                 nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -126,8 +139,25 @@ def fit(
             parameter.copy_(kept)
     backbone.model.train(False)
     on_step(total_steps, total_steps)
+    report.penalty_weight = weight or 0.0
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def matrix_attention(backbone: Backbone) -> Iterator[None]:
+    """Attention as plain matrix products on a CPU: for training, and for losses without a cache.
+
+    The backward pass of torch's fused attention takes half of a whole training step there (docs/decisions/0007).
+    """
+    config = backbone.model.config
+    chosen = config._attn_implementation
+    if backbone.device.type == "cpu":
+        config._attn_implementation = "eager"  # what set_attn_implementation sets, without its checks at every step
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
 
 
 @contextmanager
@@ -174,16 +204,13 @@ def sequence_loss(
     Every position of a sequence is predicted in one pass: the token before code l of an item is what predicts it.
     """
     device = backbone.device
-    longest = max(len(s.rows) for s in batch)
-    tokens = np.full((len(batch), 1 + LEVELS * longest), PAD, dtype=np.int64)
-    tokens[:, 0] = BOS
+    tokens = token_matrix(backbone, batch, codes)
+    longest = (tokens.shape[1] - 1) // LEVELS
     target = np.zeros((len(batch), longest), dtype=bool)
     wanted = np.zeros((len(batch), longest, LEVELS), dtype=np.int64)
     for i, sequence in enumerate(batch):
-        own = codes[sequence.rows].astype(np.int64)
-        tokens[i, 1 : 1 + own.size] = (own + level_offsets(backbone.first_code_token)).reshape(-1)
-        wanted[i, : len(own)] = own
-        target[i, sequence.first_target : len(own)] = True
+        wanted[i, : len(sequence.rows)] = codes[sequence.rows]
+        target[i, sequence.first_target : len(sequence.rows)] = True
     inputs = backbone.model.get_input_embeddings()(torch.from_numpy(tokens[:, :-1]).to(device))
     inputs = nn.functional.dropout(inputs, embedding_dropout, training=backbone.model.training)
     hidden = backbone.decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
@@ -194,6 +221,17 @@ def sequence_loss(
     count = len(labels)
     loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
     return loss, count
+
+
+def token_matrix(backbone: Backbone, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> NDArray[np.int64]:
+    """int64 [batch, 1 + 4 longest]: the start token and each sequence's semantic-ID tokens, padded on the right."""
+    longest = max(len(s.rows) for s in batch)
+    tokens = np.full((len(batch), 1 + LEVELS * longest), PAD, dtype=np.int64)
+    tokens[:, 0] = BOS
+    for row, sequence in zip(tokens, batch, strict=True):
+        own = codes[sequence.rows].astype(np.int64) + level_offsets(backbone.first_code_token)
+        row[1 : 1 + own.size] = own.reshape(-1)
+    return tokens
 
 
 def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service.catalog.index import CatalogueIndex
 from service.generation.backbone import Backbone, merge_lora
 from service.generation.torch_engine import TorchModel
 from service.recommend.ranking import Float64
 from service.settings import Settings
+from trainer.covariance import input_covariance
 from trainer.evaluation import (
     DEPTH,
     Metrics,
@@ -33,7 +33,7 @@ from trainer.examples import Case, Examples, sample_cases
 from trainer.fit import FitConfig, FitReport, fit
 from trainer.gate import Comparison, compare
 from trainer.lora import LoraBackbone
-from trainer.methods.base import Method, State
+from trainer.methods.base import Adapter, Method
 from trainer.progress import Report, silent
 from trainer.tiny import low_precision_pays
 
@@ -64,14 +64,14 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learnt:
-    """tensors: the candidate, None when no epoch beat the starting point on validation.
+    """candidate: None when no epoch beat the adapter in service on validation.
 
     ranks: per subject (candidate, incumbent, base, popularity) the test items' ranks, int64 [test cases].
     prequential: per subject but the candidate, metrics on next items of the window before it was trained on.
     gain: the incumbent against the bare base on those next items, NDCG@10 by user; None without such items.
     """
 
-    tensors: Mapping[str, Tensor] | None
+    candidate: Adapter | None
     fit: FitReport
     ranks: Mapping[str, NDArray[np.int64]]
     prequential: Mapping[str, Metrics]
@@ -83,7 +83,7 @@ class Learnt:
 
 def learn(
     backbone: Backbone,
-    incumbent: State | None,
+    incumbent: Adapter | None,
     method: Method,
     examples: Examples,
     prequential: Sequence[Case],
@@ -98,13 +98,7 @@ def learn(
     backbone: the unmerged base; it is the same afterwards. popularity: float64 [rows], as of before the window.
     """
     test = sample_cases(examples.test, settings.evaluation_users, settings.seed)
-    scale = settings.lora_alpha / settings.lora_rank
-
-    def served(tensors: State | None) -> TorchModel:
-        merged = backbone if tensors is None else merge_lora(backbone, dict(tensors), scale)
-        return TorchModel(merged, "evaluation", None, least_beams=max(DEPTH, settings.beams))
-
-    subjects: dict[str, State | None] = {"base": None}
+    subjects: dict[str, Adapter | None] = {"base": None}
     if incumbent is not None:
         subjects["incumbent"] = incumbent
     cases = [*test, *prequential]
@@ -112,7 +106,7 @@ def learn(
         ranks = {"popularity": popularity_ranks(cases, index, popularity)}
         for done, (name, state) in enumerate(subjects.items()):
             report("evaluate before", done, len(subjects))
-            ranks[name] = model_ranks(served(state), cases, index, popularity)
+            ranks[name] = model_ranks(served(backbone, state, settings.beams), cases, index, popularity)
         report("evaluate before", len(subjects), len(subjects))
         ranks.setdefault("incumbent", ranks["base"])
         row |= {"outcome": "scored", "test": len(test), "prequential": len(prequential)}
@@ -124,43 +118,59 @@ def learn(
     after = {name: own[: len(test)] for name, own in ranks.items()}
 
     with steps.step("fit") as row:
-        tensors, fitted = _adapt(backbone, incumbent, method, examples, index, settings, report)
-        row |= {"outcome": "adapted" if tensors is not None else "no_change", "best_epoch": fitted.best_epoch}
-    if tensors is not None:
+        candidate, fitted = adapt(backbone, incumbent, method, examples, index.codes, settings, report)
+        row |= {"outcome": "adapted" if candidate is not None else "no_change", "best_epoch": fitted.best_epoch}
+    if candidate is not None:
         with steps.step("evaluate_after") as row:
             report("evaluate after", 0, 1)
-            after["candidate"] = model_ranks(served(tensors), test, index, popularity)
+            after["candidate"] = model_ranks(served(backbone, candidate, settings.beams), test, index, popularity)
             report("evaluate after", 1, 1)
             row["outcome"] = "scored"
-    return Learnt(tensors, fitted, after, before, gain)
+    return Learnt(candidate, fitted, after, before, gain)
 
 
-def _adapt(
+def served(backbone: Backbone, adapter: Adapter | None, beams: int) -> TorchModel:
+    """What the service would serve: the adapter merged into the base, or the bare base."""
+    merged = backbone if adapter is None else merge_lora(backbone, dict(adapter.tensors), adapter.scale)
+    return TorchModel(merged, "evaluation", None, least_beams=max(DEPTH, beams))
+
+
+def adapt(
     backbone: Backbone,
-    incumbent: State | None,
+    incumbent: Adapter | None,
     method: Method,
     examples: Examples,
-    index: CatalogueIndex,
+    codes: NDArray[np.int16],
     settings: Settings,
-    report: Report,
-) -> tuple[Mapping[str, Tensor] | None, FitReport]:
-    """Train a LoRA on the backbone and take it off again."""
-    lora = LoraBackbone.of(backbone, settings)
+    report: Report = silent,
+) -> tuple[Adapter | None, FitReport]:
+    """Train a LoRA on the backbone by `method` and take it off again; None when nothing better came of it.
+
+    The epoch with the lowest validation loss is kept, the starting point included. codes: int16 [rows, 4].
+    """
+    scale = incumbent.scale if incumbent else settings.lora_alpha / settings.lora_rank
+    rank = method.rank(incumbent, settings.lora_rank)
+    lora = LoraBackbone(backbone, rank=rank, alpha=scale * rank, dropout=settings.lora_dropout, seed=settings.seed)
     try:
-        penalty = method.start(lora, incumbent)
+        stage = method.begin(lora, incumbent, lambda: input_covariance(lora, examples.training, codes))
+        if not stage.parameters:
+            return None, FitReport()
         validation = sample_cases(examples.validation, settings.evaluation_users, settings.seed)
         fitted = fit(
             lora.backbone,
-            list(lora.parameters.values()),
+            stage.parameters,
             lambda random: examples.training,
-            index.codes,
+            codes,
             update_fit_config(settings, backbone.device),
-            evaluate=lambda: -validation_loss(lora.backbone, validation, index.codes),
-            penalty=penalty,
-            penalty_weight=method.weight,
+            evaluate=lambda: -validation_loss(lora.backbone, validation, codes),
+            penalty=stage.penalty,
+            penalty_weight=stage.weight,
+            relative=stage.relative,
             on_step=lambda done, total: report("fit", done, total),
         )
-        return (lora.tensors() if fitted.best_epoch else None), fitted
+        if stage.continues and not fitted.best_epoch:
+            return None, fitted
+        return Adapter(lora.tensors(), scale, method.name, stage.finish()), fitted
     finally:
         lora.unwrap()
 

@@ -1,73 +1,68 @@
-"""LoRA on a backbone through peft, and its plain PEFT folder that every engine can load."""
+"""LoRA on a backbone: layers that compute with W + s B A, and the plain PEFT folder that every engine can load."""
 
 import json
-import warnings
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from service.generation.backbone import Backbone
-from service.settings import Settings
+from service.generation.backbone import LORA_PREFIX, Backbone
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_ADAPTER = ".default"  # peft's name for the only adapter
+LoraTensors = Mapping[str, Tensor]  # PEFT name -> lora_A [r, d_in] or lora_B [d_out, r]
+Observer = Callable[[str, Tensor], None]  # (module's PEFT name, its inputs [..., d_in], detached)
+
+
+def names_of(module: str) -> tuple[str, str]:
+    """PEFT's names of a module's A and B."""
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 class LoraBackbone:
-    """A backbone with trainable LoRA A/B on every linear layer of its blocks; everything else is frozen."""
+    """A backbone with LoRA on every linear layer of its blocks; everything else is frozen.
 
-    def __init__(self, backbone: Backbone, *, rank: int, alpha: int, dropout: float, seed: int) -> None:
+    parameters: PEFT name -> the trainable A and B, float32. A forward pass uses what `compose` gives, A [R, d_in] and
+    B [d_out, R] under the same names: the parameters themselves, or what a cumulative method stacks around them.
+    """
+
+    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
         """Fresh: A kaiming, B 0 (it changes nothing). Wraps the model in place; `unwrap` undoes it."""
-        torch.manual_seed(seed)
-        self.rank, self.alpha = rank, alpha
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=list(TARGET_MODULES),
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 for an attribute by its old name.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            self._peft = get_peft_model(backbone.model, config)
-        self.backbone = Backbone(backbone.model, backbone.first_code_token)
-
-    @classmethod
-    def of(cls, backbone: Backbone, settings: Settings) -> "LoraBackbone":
-        """With the rank, alpha, dropout and seed that the settings name."""
-        return cls(
-            backbone,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            dropout=settings.lora_dropout,
-            seed=settings.seed,
-        )
+        self.backbone, self.rank, self.scale = backbone, rank, alpha / rank
+        found = [(n, m) for n, m in backbone.model.named_modules() if n.endswith(TARGET_MODULES)]
+        linear = {n: m for n, m in found if isinstance(m, nn.Linear)}
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.layers: dict[str, AdaptedLinear] = {}
+        for name, module in linear.items():
+            rows, columns = module.weight.shape
+            peft_name = LORA_PREFIX + name
+            bound = 1 / math.sqrt(columns)  # kaiming_uniform with a = sqrt(5), as PEFT initialises A
+            a = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
+            for own, value in zip(names_of(peft_name), (a, torch.zeros(rows, rank)), strict=True):
+                self.parameters[own] = nn.Parameter(value.to(module.weight.device))
+            self.layers[peft_name] = AdaptedLinear(peft_name, module, self.scale, dropout)
+        self.compose: Callable[[], LoraTensors] = lambda: self.parameters
+        self._replace(self.layers)
+        self._before = backbone.decoder.register_forward_pre_hook(lambda *_: self._set(self.compose()))
 
     @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """PEFT name -> the live parameter."""
-        named = self._peft.named_parameters()
-        return {name.replace(_ADAPTER, ""): p for name, p in named if p.requires_grad}
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    def modules(self) -> tuple[str, ...]:
+        """PEFT names of the adapted modules."""
+        return tuple(self.layers)
 
     def tensors(self) -> dict[str, Tensor]:
-        """PEFT name -> a float32 copy."""
-        return {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
+        """PEFT name -> a float32 copy of what is in force."""
+        return {name: p.detach().float().cpu().clone() for name, p in self.compose().items()}
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, NDArray[np.float32] | Tensor]) -> None:
-        """Set A and B. Raises ValueError, with nothing set, when names or shapes are not this model's."""
+    def load(self, tensors: "Mapping[str, NDArray | Tensor]") -> None:  # type: ignore[type-arg]  # any float
+        """Set the trainable A and B. Raises ValueError, with nothing set, when names or shapes are not this model's."""
         own = self.parameters
         if own.keys() != tensors.keys():
             raise ValueError("the adapter adapts other modules than the base has")
@@ -78,27 +73,99 @@ class LoraBackbone:
         for name, value in values.items():
             own[name].copy_(value)
 
+    def observe(self, observer: Observer | None, *, training_only: bool = False) -> None:
+        """Show every adapted layer's inputs to `observer` in the forward passes that follow; None: no longer."""
+        for layer in self.layers.values():
+            layer.observer, layer.observes_training_only = observer, training_only
+
     def unwrap(self) -> Backbone:
         """The backbone without LoRA; the adapter is gone from it."""
-        self._peft.unload()
+        self._before.remove()
+        self._replace({name: layer.base for name, layer in self.layers.items()})
         return self.backbone
 
+    def _set(self, tensors: LoraTensors) -> None:
+        for name, layer in self.layers.items():
+            a_name, b_name = names_of(name)
+            layer.current = (tensors[a_name], tensors[b_name])
 
-def save_adapter(folder: Path, tensors: Mapping[str, Tensor], *, rank: int, alpha: int, dropout: float) -> None:
-    """Write adapter_config.json and adapter_model.safetensors as PEFT reads them."""
+    def _replace(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            parent, _, child = name.removeprefix(LORA_PREFIX).rpartition(".")
+            setattr(self.backbone.model.get_submodule(parent), child, module)
+
+
+class AdaptedLinear(nn.Module):
+    """x -> x (W + s B A)^T. The A and B of the moment are set from outside and are not its parameters."""
+
+    current: tuple[Tensor, Tensor]  # a tuple, so that torch does not take the tensors for parameters of this module
+
+    def __init__(self, name: str, base: nn.Linear, scale: float, dropout: float) -> None:
+        super().__init__()
+        base.requires_grad_(False)
+        self.base, self._name, self._scale, self._dropout = base, name, scale, dropout
+        self.observer: Observer | None = None
+        self.observes_training_only = False
+        self.train(base.training)  # a new module trains; dropout and observers go by the model's mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None and (self.training or not self.observes_training_only):
+            self.observer(self._name, x.detach())
+        a, b = self.current
+        if self.training and self._dropout:
+            dropped = nn.functional.dropout(x, self._dropout)
+            change = nn.functional.linear(nn.functional.linear(dropped, a), b)
+            output: Tensor = self.base(x) + self._scale * change
+            return output
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        with torch.autocast(kind, enabled=False):
+            merged: Tensor = _Merged.apply(x.to(dtype), self.base.weight, a, b, self._scale)  # type: ignore[no-untyped-call]  # torch
+            return merged if self.base.bias is None else merged + self.base.bias.to(dtype)
+
+
+class _Merged(torch.autograd.Function):
+    """One product with the merged weight forward; backward never forms the gradient of W, only of A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        merged = torch.addmm(weight.to(b.dtype), b, a, alpha=scale).to(x.dtype)
+        ctx.save_for_backward(x, merged, a, b)
+        ctx.scale = scale
+        return nn.functional.linear(x, merged)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, merged, a, b = ctx.saved_tensors
+        wants_x, _, wants_a, wants_b, _ = ctx.needs_input_grad
+        scale = ctx.scale
+        flat, inputs = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        of_x = gradient @ merged if wants_x else None
+        of_a = scale * ((flat @ b.to(flat.dtype)).T @ inputs).to(a.dtype) if wants_a else None
+        of_b = scale * (flat.T @ (inputs @ a.to(flat.dtype).T)).to(b.dtype) if wants_b else None
+        return of_x, None, of_a, of_b, None
+
+
+def save_adapter(folder: Path, tensors: LoraTensors, *, scale: float, dropout: float = 0.0) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT reads them; r is the tensors' own."""
+    rank = rank_of(tensors)
+    alpha = scale * rank
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=round(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]  # the service reads both
+        lora_dropout=dropout,
+        target_modules=list(TARGET_MODULES),
+        bias="none",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).to_dict()  # type: ignore[no-untyped-call]  # peft
+    config["target_modules"] = sorted(config["target_modules"])  # a set: its order would differ from run to run
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": list(TARGET_MODULES),
-        "task_type": "CAUSAL_LM",
-    }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def rank_of(tensors: LoraTensors) -> int:
+    """R: how many rows every A has."""
+    return next(int(tensor.shape[0]) for name, tensor in tensors.items() if ".lora_A." in name)

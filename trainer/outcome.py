@@ -7,14 +7,13 @@ from typing import Any
 from service.adapters.artifacts import VerifiedBase
 from service.adapters.repository import NewAdapter, Pointer
 from service.generation.backbone import Backbone
-from service.settings import Settings
 from service.windows.repository import Evaluation, Window
 from service.windows.states import WindowState
 from trainer.evaluation import metrics
 from trainer.examples import Examples
 from trainer.gate import Verdict
 from trainer.learn import Learnt, Steps
-from trainer.methods.base import State
+from trainer.methods.base import Adapter
 from trainer.streams import WindowStreams
 
 
@@ -28,17 +27,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Serving:
-    """What serves when an update begins: the pointer, its verified base and the incumbent's tensors (None: none).
-
-    settings: those in force, with the incumbent's own rank and alpha, since an adapter that evolves keeps its shape and
-    scale; ADAPTIDE_LORA_RANK and ADAPTIDE_LORA_ALPHA take effect with the next base.
-    """
+    """What serves when an update begins: the pointer, its verified base and the incumbent (None: the bare base)."""
 
     pointer: Pointer
     base: VerifiedBase
     backbone: Backbone
-    incumbent: State | None
-    settings: Settings
+    incumbent: Adapter | None
 
 
 @dataclass(slots=True)
@@ -76,6 +70,7 @@ def learning(learnt: Learnt) -> dict[str, Any]:
         "best_epoch": fitted.best_epoch,
         "proximal": fitted.penalties,
         "gradient_ratio": fitted.gradient_ratio,
+        "penalty_weight": fitted.penalty_weight,
         "gain_over_base": learnt.gain.as_json() if learnt.gain else None,
         "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
     }

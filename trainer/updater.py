@@ -3,13 +3,18 @@
 import os
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import structlog
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from service.adapters import repository as adapters
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
+from service.adapters.contents import METHOD_STATE
 from service.adapters.repository import NewAdapter
 from service.catalog.follower import CatalogueFollower
 from service.catalog.index import CatalogueIndex
@@ -33,6 +38,7 @@ from trainer.gate import Refusal, all_finite, judge
 from trainer.learn import Learnt, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
+from trainer.methods.base import Adapter
 from trainer.outcome import Range, Serving, Update, counts, evaluations, learning
 from trainer.progress import Report, silent
 from trainer.streams import load_streams, popularity_through
@@ -165,13 +171,13 @@ class Updater:
             prequential,
             index,
             ranking,
-            serving.settings,
+            settings,
             steps,
             report,
         )
         update.learnt = learnt
         update.statistics |= learning(learnt)
-        if learnt.tensors is None:
+        if learnt.candidate is None:
             update.verdict = WindowState.NO_CHANGE
             update.reason = "no epoch was better on validation than what serves"
             return
@@ -179,7 +185,7 @@ class Updater:
             update.gate = judge(
                 ndcg(learnt.ranks["candidate"], DEPTH),
                 ndcg(learnt.ranks["incumbent"], DEPTH),
-                weights_finite=all_finite({name: tensor.numpy() for name, tensor in learnt.tensors.items()}),
+                weights_finite=all_finite({name: tensor.numpy() for name, tensor in learnt.candidate.tensors.items()}),
                 min_users=settings.gate_min_users,
                 tolerance=settings.gate_tolerance,
                 confidence=settings.gate_confidence,
@@ -218,16 +224,16 @@ class Updater:
         )
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
-        settings = serving.settings
-        assert learnt.tensors is not None  # noqa: S101  # asked by _conclude
+        settings, adapter = self._settings, learnt.candidate
+        assert adapter is not None  # noqa: S101  # asked by _conclude
         hyperparameters = {
-            "rank": settings.lora_rank,
-            "alpha": settings.lora_alpha,
+            "rank": adapter.rank,
+            "alpha": adapter.scale * adapter.rank,
             "dropout": settings.lora_dropout,
             "learning_rate": settings.learning_rate_update,
             "epochs": settings.update_epochs,
             "batch_size": settings.update_batch_size,
-            "proximal_weight": self._method.weight,
+            "proximal_weight": learnt.fit.penalty_weight,
             "proximal_group_by": settings.proximal_group_by.value,
             "seed": settings.seed,
         }
@@ -239,13 +245,9 @@ class Updater:
             "hyperparameters": hyperparameters,
         }
         with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
-            save_adapter(
-                Path(folder),
-                learnt.tensors,
-                rank=settings.lora_rank,
-                alpha=settings.lora_alpha,
-                dropout=settings.lora_dropout,
-            )
+            save_adapter(Path(folder), adapter.tensors, scale=adapter.scale, dropout=settings.lora_dropout)
+            if adapter.state:
+                save_file(dict(adapter.state), Path(folder) / METHOD_STATE)
             published = self._artifacts.publish_adapter(Path(folder), metadata, window.window_id)
         return NewAdapter(
             adapter_version=published.id,
@@ -273,13 +275,16 @@ class Updater:
             device = pick_device(self._settings.device)
             self._backbone = (base_row.base_id, verified, load_backbone(verified.path / "model", device, torch.float32))
         _, verified, backbone = self._backbone
-        incumbent, settings = None, self._settings
+        incumbent = None
         if adapter_row is not None:
             opened = self._artifacts.open_adapter(adapter_row.adapter_version, adapter_row.digest, verified)
-            shape = {"lora_rank": opened.config["r"], "lora_alpha": opened.config["lora_alpha"]}
-            settings = settings.model_copy(update=shape)
-            incumbent = {name: torch.from_numpy(tensor.copy()) for name, tensor in opened.tensors.items()}
-        return Serving(pointer, verified, backbone, incumbent, settings)
+            incumbent = Adapter(
+                _tensors(opened.tensors),
+                opened.config["lora_alpha"] / opened.config["r"],
+                adapter_row.method,
+                _tensors(self._artifacts.read_state(opened)),
+            )
+        return Serving(pointer, verified, backbone, incumbent)
 
     def _popularity_before(self, after_seq: int) -> Popularity:
         """As it stood before the window; what was counted for an earlier window is kept."""
@@ -289,6 +294,10 @@ class Updater:
         popularity_through(self._database, popularity, held_seq, after_seq, self._settings.ignored_event_types)
         self._popularity = (after_seq, popularity)
         return popularity
+
+
+def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def open_range(database: Database, through_seq: int | None) -> Range:

@@ -117,6 +117,11 @@ class ArtifactStore:
             config, tensors = contents.adapter_parts(path, manifest, base_id, dimensions)
             return VerifiedAdapter(version, digest, path, base_id, config, tensors, manifest.metadata)
 
+    def read_state(self, adapter: VerifiedAdapter) -> Mapping[str, NDArray[np.float32]]:
+        """What the adapter's method keeps for the next window, by name; empty for a method that keeps nothing."""
+        with _about(f"adapter {adapter.version!r}"):
+            return contents.state_tensors(adapter.path, self._manifest(adapter.path, adapter.digest, Kind.ADAPTER))
+
     def read_dimensions(self, base_id: str, digest: str) -> Dimensions:
         """The sizes of a base, from its manifest and model config alone; its weights are not read."""
         with _about(f"base {base_id!r}"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.adapters import manifest as manifests
 from service.adapters.lora import Dimensions, check_config, read_weights
 from service.adapters.manifest import MANIFEST, Kind, Manifest
-from service.adapters.tensors import TensorInfo, header_length, is_finite, parse_header
+from service.adapters.tensors import TensorInfo, decode_float32, header_length, is_finite, parse_header, read_all
 from service.errors import ArtifactError
 
 BASE_ID = re.compile(r"b-[0-9a-f]{16}")
@@ -22,12 +22,17 @@ VERSION = re.compile(r"a[0-9]{6,9}-[0-9a-f]{12}")
 MODEL_CONFIG = "model/config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+METHOD_STATE = "method_state.safetensors"
+"""What a continual method keeps beside its adapter for the next window; no engine loads it."""
+_ADAPTER_FILES = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 
 # Tokenizers need a few text files; everything else that is code or can carry code stays out.
 _BASE_FILE = re.compile(r"(model|codec)/[A-Za-z0-9][A-Za-z0-9_.-]{0,120}\.(safetensors|json)|model/(merges|vocab)\.txt")
 _MAX_BASE_BYTES = 256 * 2**30
 MAX_TEXT_BYTES = 64 * 2**20  # Llama's tokenizer.json is 17 MB
 _MAX_ADAPTER_BYTES = 2 * 2**30
+_MAX_STATE_BYTES = 8 * 2**30  # a cumulative method keeps every past adapter
+_STATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/]{0,199}")
 _MAX_CONFIG_BYTES = 64 * 2**10
 _CHUNK = 2**24  # a multiple of every item size
 
@@ -49,12 +54,12 @@ def describe(source: Path, kind: Kind, metadata: Mapping[str, Any]) -> Manifest:
 
 
 def check_name(name: str, kind: Kind) -> None:
-    allowed = _BASE_FILE.fullmatch(name) if kind is Kind.BASE else name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    allowed = _BASE_FILE.fullmatch(name) if kind is Kind.BASE else name in _ADAPTER_FILES | {METHOD_STATE}
     if not allowed:
         wanted = (
             "safetensors and json in model/ and codec/"
             if kind is Kind.BASE
-            else f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+            else f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS} and {METHOD_STATE}"
         )
         raise ArtifactError(f"file {name!r} may not be in it; only {wanted}")
 
@@ -102,12 +107,29 @@ def named_base(manifest: Manifest) -> str:
 def adapter_parts(
     path: Path, manifest: Manifest, base_id: str, dimensions: Dimensions
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    if set(manifest.files) != {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:
+    if set(manifest.files) - {METHOD_STATE} != _ADAPTER_FILES:
         raise ArtifactError(f"it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     config = check_config(
         json_object(ADAPTER_CONFIG, read_listed(path, manifest, ADAPTER_CONFIG, _MAX_CONFIG_BYTES)), base_id
     )
+    if METHOD_STATE in manifest.files:
+        state_tensors(path, manifest)
     return config, read_weights(read_listed(path, manifest, ADAPTER_WEIGHTS, _MAX_ADAPTER_BYTES), config, dimensions)
+
+
+def state_tensors(path: Path, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """The method's state by name, float32; empty for an adapter without one. Raises ArtifactError."""
+    if METHOD_STATE not in manifest.files:
+        return {}
+    data = read_listed(path, manifest, METHOD_STATE, _MAX_STATE_BYTES)
+    tensors = {}
+    for name, info in read_all(data).items():
+        if not _STATE_NAME.fullmatch(name):
+            raise ArtifactError(f"{METHOD_STATE}: tensor {name[:120]!r} is no name that a method gives")
+        if not is_finite(info.dtype, data[info.start : info.end]):
+            raise ArtifactError(f"{METHOD_STATE}: tensor {name!r} holds numbers that are not finite")
+        tensors[name] = decode_float32(info, data)
+    return tensors
 
 
 def check_base_files(path: Path, manifest: Manifest) -> Dimensions:

@@ -58,7 +58,7 @@ class Shop:
         lora = LoraBackbone(self._base(), rank=8, alpha=16, dropout=0.0, seed=seed)
         tensors = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in lora.tensors().items()}
         source = self.artifacts.root / f"source-{seed}"
-        save_adapter(source, tensors, rank=8, alpha=16, dropout=0.0)
+        save_adapter(source, tensors, scale=2.0)
         made = self.artifacts.publish_adapter(source, {"base_id": self.built.base_id})
         new = NewAdapter(made.id, self.built.base_id, made.digest, "peso", trained_through=worlds.START)
         adapters.register_adapter(self.services.database, self.services.clock, new, AdapterState.PASSED)

@@ -1,7 +1,7 @@
 """The training loop on a tiny real Llama: its loss is the referee's, it learns, and the proximal holds it back."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +16,8 @@ from tests.models import tiny_backbone
 from trainer.examples import TrainingSequence
 from trainer.fit import FitConfig, FitReport, batches, fit, residual_dropout, schedule, sequence_loss
 from trainer.lora import LoraBackbone
-from trainer.methods.base import Method
-from trainer.methods.peso import Peso
+from trainer.methods.base import Adapter, Method
+from trainer.methods.proximal import peso
 from trainer.methods.single_evolving import SingleEvolving
 from trainer.proximal import Quadratic, SoftmaxKL
 
@@ -52,17 +52,23 @@ def adapted(
     random = torch.Generator().manual_seed(1)
     previous = {name: 0.1 * torch.randn(t.shape, generator=random) for name, t in lora.tensors().items()}
     torch.seed()  # whatever was drawn before must not matter
+    stage = method.begin(lora, Adapter(previous, lora.scale, method.name), unasked)
     report = fit(
         lora.backbone,
-        list(lora.parameters.values()),
+        stage.parameters,
         lambda _: USERS,
         CODES,
         config(**changes),
-        penalty=method.start(lora, previous),
-        penalty_weight=method.weight,
+        penalty=stage.penalty,
+        penalty_weight=stage.weight,
+        relative=stage.relative,
         evaluate=evaluate or rising(),
     )
     return lora, previous, report
+
+
+def unasked() -> Mapping[str, Tensor]:
+    raise AssertionError("an evolving method needs no covariance")
 
 
 # The loss
@@ -306,18 +312,18 @@ def test_one_seed_gives_one_result_bit_for_bit_dropout_included() -> None:
 
 def test_peso_without_weight_is_single_evolving_bit_for_bit() -> None:
     free, _, plain = adapted(SingleEvolving(), dropout=0.1, embedding_dropout=0.1)
-    peso, _, report = adapted(Peso(0.0, GroupBy.TENSOR), dropout=0.1, embedding_dropout=0.1)
+    held, _, report = adapted(peso(0.0), dropout=0.1, embedding_dropout=0.1)
 
     assert report.losses == plain.losses
     assert report.gradient_ratio == [0, 0, 0]
-    assert all(torch.equal(t, free.tensors()[name]) for name, t in peso.tensors().items())
+    assert all(torch.equal(t, free.tensors()[name]) for name, t in held.tensors().items())
 
 
 @pytest.mark.parametrize("group_by", GroupBy)
 def test_the_heavier_the_proximal_the_nearer_the_adapter_stays_and_a_huge_one_stops_it(group_by: GroupBy) -> None:
     moved = []
     for weight in (0.0, 1e3, 1e5, 1e8):
-        lora, previous, _ = adapted(Peso(weight, group_by), epochs=15)
+        lora, previous, _ = adapted(peso(weight, group_by), epochs=15)
         moved.append(SoftmaxKL(previous, group_by)(lora.tensors()).item())
 
     assert moved == sorted(moved, reverse=True)
@@ -328,15 +334,15 @@ def test_the_heavier_the_proximal_the_nearer_the_adapter_stays_and_a_huge_one_st
 def test_the_first_window_is_held_at_the_fresh_adapter() -> None:
     def distance(weight: float) -> float:
         lora = LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0)
-        fresh, method = lora.tensors(), Peso(weight, GroupBy.TENSOR)
+        fresh, stage = lora.tensors(), peso(weight).begin(lora, None, unasked)
         fit(
             lora.backbone,
-            list(lora.parameters.values()),
+            stage.parameters,
             lambda _: USERS,
             CODES,
             config(epochs=15),
-            penalty=method.start(lora, None),
-            penalty_weight=weight,
+            penalty=stage.penalty,
+            penalty_weight=stage.weight,
             evaluate=rising(),
         )
         return Quadratic(fresh, GroupBy.TENSOR, weighted=True)(lora.tensors()).item()

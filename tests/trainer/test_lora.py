@@ -41,8 +41,8 @@ def test_every_projection_of_every_layer_is_adapted_and_nothing_else_is_trained(
     found = {n.split(".lora_")[0].replace("self_attn.", "").replace("mlp.", "") for n in lora.parameters}
     assert found == {f"base_model.model.model.{name}" for name in names}
     assert len(lora.parameters) == 2 * len(names)
-    trained = {id(p) for p in backbone.model.parameters() if p.requires_grad}
-    assert trained == {id(p) for p in lora.parameters.values()}
+    assert all(p.requires_grad for p in lora.parameters.values())
+    assert not any(p.requires_grad for p in backbone.model.parameters())
 
 
 def test_a_fresh_adapter_changes_nothing_and_its_seed_decides_a() -> None:
@@ -79,7 +79,7 @@ def test_a_saved_adapter_scores_the_same_when_peft_loads_it(tmp_path: Path) -> N
     lora = wrapped()
     tensors = moved(lora)
     lora.load(tensors)
-    save_adapter(tmp_path / "adapter", tensors, rank=4, alpha=8, dropout=0.05)
+    save_adapter(tmp_path / "adapter", tensors, scale=2.0, dropout=0.05)
 
     base = tiny_backbone()
     loaded = PeftModel.from_pretrained(base.model, tmp_path / "adapter", local_files_only=True)
@@ -92,7 +92,7 @@ def test_a_saved_adapter_scores_the_same_when_peft_loads_it(tmp_path: Path) -> N
 
 def test_a_saved_adapter_passes_the_services_verification(tmp_path: Path) -> None:
     tensors = moved(wrapped())
-    save_adapter(tmp_path, tensors, rank=4, alpha=8, dropout=0.05)
+    save_adapter(tmp_path, tensors, scale=2.0, dropout=0.05)
 
     config = check_config(json.loads((tmp_path / "adapter_config.json").read_text()), "b-1")
     dimensions = Dimensions.of(tiny_backbone().model.config.to_dict())
@@ -105,8 +105,8 @@ def test_a_saved_adapter_passes_the_services_verification(tmp_path: Path) -> Non
 
 def test_saving_the_same_adapter_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     tensors = moved(wrapped())
-    save_adapter(tmp_path / "one", tensors, rank=4, alpha=8, dropout=0)
-    save_adapter(tmp_path / "two", dict(reversed(tensors.items())), rank=4, alpha=8, dropout=0)
+    save_adapter(tmp_path / "one", tensors, scale=2.0)
+    save_adapter(tmp_path / "two", dict(reversed(tensors.items())), scale=2.0)
 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -167,3 +167,65 @@ def test_a_base_can_be_wrapped_again_for_the_next_window() -> None:
 
     np.testing.assert_allclose(scores(second.backbone), scores(merge_lora(tiny_backbone(), tensors, 2.0)), atol=1e-4)
     assert second.tensors().keys() == tensors.keys()
+
+
+def test_the_rank_and_alpha_that_are_written_are_those_of_the_tensors(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "even", moved(wrapped(rank=6)), scale=2.0)
+    save_adapter(tmp_path / "odd", moved(wrapped(rank=3)), scale=0.5)
+
+    even, odd = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("even", "odd"))
+
+    assert (even["r"], even["lora_alpha"]) == (6, 12)
+    assert (odd["r"], odd["lora_alpha"]) == (3, 1.5)
+
+
+def test_what_is_composed_is_what_is_in_force_and_what_comes_out() -> None:
+    lora = wrapped()
+    tensors = moved(lora)
+    lora.compose = lambda: {
+        name: torch.cat([p, tensors[name]], dim=int(".lora_B." in name)) for name, p in stacked.items()
+    }
+    stacked = lora.parameters
+
+    found = lora.tensors()
+
+    assert {t.shape[0] for name, t in found.items() if ".lora_A." in name} == {8}
+    np.testing.assert_allclose(scores(lora.backbone), scores(merge_lora(tiny_backbone(), found, 2.0)), atol=1e-4)
+    np.testing.assert_allclose(scores(lora.backbone), scores(merge_lora(tiny_backbone(), tensors, 2.0)), atol=1e-4)
+
+
+def test_an_observer_sees_each_layers_inputs_until_it_is_taken_away() -> None:
+    lora = wrapped()
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def look(module: str, x: Tensor) -> None:
+        assert not x.requires_grad
+        seen[module] = tuple(x.shape)
+
+    lora.observe(look)
+    lora.backbone.decoder(input_ids=torch.tensor([[1, 5, 9]]), use_cache=False)
+    assert seen.keys() == set(lora.modules)
+    assert seen["base_model.model.model.layers.1.mlp.down_proj"] == (1, 3, 64)
+
+    seen.clear()
+    lora.observe(look, training_only=True)
+    lora.backbone.decoder(input_ids=torch.tensor([[1, 5, 9]]), use_cache=False)
+    assert seen == {}
+    lora.backbone.model.train()
+    lora.backbone.decoder(input_ids=torch.tensor([[1, 5, 9]]), use_cache=False)
+    assert seen.keys() == set(lora.modules)
+
+    seen.clear()
+    lora.observe(None)
+    lora.backbone.decoder(input_ids=torch.tensor([[1, 5, 9]]), use_cache=False)
+    assert seen == {}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_wrapping_keeps_the_models_mode_so_that_no_dropout_acts_unasked(training: bool) -> None:
+    base = tiny_backbone()
+    base.model.train(training)
+
+    lora = wrapped(base, dropout=0.5)
+
+    assert {layer.training for layer in lora.layers.values()} == {training}

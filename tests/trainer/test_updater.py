@@ -32,12 +32,11 @@ from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from trainer.base import BuiltBase
 from trainer.examples import build_examples
-from trainer.fit import Penalty
 from trainer.learn import Steps, learn
 from trainer.lora import LoraBackbone
 from trainer.methods import make_method
-from trainer.methods.base import State
-from trainer.methods.peso import Peso
+from trainer.methods.base import Adapter, Covariance, Stage
+from trainer.methods.single_evolving import SingleEvolving
 from trainer.outcome import rehearsal_summary, window_summary
 from trainer.streams import load_streams
 from trainer.updater import Range, Updater, open_range
@@ -232,8 +231,9 @@ def test_only_peso_is_held_back_by_its_previous_state(desk: Desk, built: BuiltBa
 
 @on_sqlite
 def test_an_unknown_method_is_refused_before_any_work(desk: Desk) -> None:
-    with pytest.raises(ConfigurationError, match="peso"):
+    with pytest.raises(ConfigurationError) as refusal:
         desk.updater(method="sum-lora")
+    assert all(name in refusal.value.detail for name in ("peso", "pretrain", "sum-lora-all", "inf-lora-latest-inherit"))
 
 
 def test_each_window_starts_from_what_the_one_before_left(desk: Desk, built: BuiltBase) -> None:
@@ -332,12 +332,12 @@ def test_an_update_that_only_gets_worse_or_diverges_ends_as_no_change(
     assert {e.subject for e in window.evaluations} == {"incumbent", "base", "popularity"}
 
 
-class Spoiling(Peso):
-    """Peso on a machine whose memory fails: `spoil` makes one weight of the adapter in training NaN."""
+class Spoiling(SingleEvolving):
+    """A method on a machine whose memory fails: `spoil` makes one weight of the adapter in training NaN."""
 
-    def start(self, lora: LoraBackbone, previous: State | None) -> Penalty | None:
+    def begin(self, lora: LoraBackbone, incumbent: Adapter | None, covariance: Covariance) -> Stage:
         self.lora = lora
-        return super().start(lora, previous)
+        return super().begin(lora, incumbent, covariance)
 
     @torch.no_grad()
     def spoil(self) -> None:
@@ -347,7 +347,7 @@ class Spoiling(Peso):
 def test_a_candidate_with_a_nan_is_refused_and_never_published(desk: Desk, built: BuiltBase) -> None:
     before = desk.published()
     updater = desk.updater()
-    method = Spoiling(2.0, desk.settings.proximal_group_by)
+    method = Spoiling()
     updater._method = method
     desk.send(worlds.later_walks())
     # Also when the last step is reported: what counts is that it happens after the best epoch was taken back.
@@ -534,7 +534,7 @@ def test_learning_leaves_the_backbone_as_it_was(desk: Desk, built: BuiltBase, me
         backbone, None, make_method(settings), examples, (), index, np.zeros(worlds.ITEMS), settings, Steps()
     )
 
-    assert learnt.tensors is not None
+    assert learnt.candidate is not None
     assert {name for name, _ in backbone.model.named_modules()} == modules
     assert not any(p.requires_grad for p in backbone.model.parameters())
     assert score_items(backbone, index.codes[:3], index.codes).tolist() == before.tolist()
