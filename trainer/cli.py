@@ -11,6 +11,8 @@ import typer
 
 import service.adapters.commands
 import service.cli
+import trainer.backtest.command
+import trainer.bench
 import trainer.importer
 from service.adapters.artifacts import ArtifactStore
 from service.cli import Json, opened, print_json
@@ -27,6 +29,8 @@ app.add_typer(base, name="base")
 app.add_typer(updater, name="trainer")
 app.add_typer(service.adapters.commands.app, name="adapters")
 app.add_typer(trainer.importer.app, name="import")
+app.add_typer(trainer.bench.app, name="bench")
+app.command()(trainer.backtest.command.backtest)
 
 
 def main() -> None:

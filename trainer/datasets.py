@@ -88,7 +88,7 @@ def load_dataset(name_or_folder: str, home: Path) -> Dataset:
     interaction_table.require("user_id", "item_id", "timestamp")
     hashes = "".join(sha256_file(table.path) for table in (item_table, interaction_table))
     digest = hashlib.sha256(hashes.encode()).hexdigest()
-    return Dataset(folder.resolve().name, digest, _items(item_table), _interactions(interaction_table))
+    return Dataset(folder.resolve().name, digest, read_items(item_table), read_interactions(interaction_table))
 
 
 def categories_of(value: object) -> tuple[str, ...]:
@@ -165,11 +165,12 @@ def timestamp_of(value: Any) -> float:
     return number
 
 
-def _items(table: Table) -> tuple[DatasetItem, ...]:
+def read_items(table: Table) -> tuple[DatasetItem, ...]:
+    """Every item, in the order of the file. Raises DatasetError naming the line of the first that cannot be used."""
     items: dict[str, DatasetItem] = {}
     lines: dict[str, int] = {}
     for row in table.rows():
-        with _placed(table, row):
+        with placed(table, row):
             item = item_of(row.values)
             if item.item_id in lines:
                 raise ValueError(
@@ -182,13 +183,14 @@ def _items(table: Table) -> tuple[DatasetItem, ...]:
     return tuple(items.values())
 
 
-def _interactions(table: Table) -> Interactions:
+def read_interactions(table: Table) -> Interactions:
+    """Every interaction, by time. Raises DatasetError naming the line of the first that cannot be used."""
     users: list[str] = []
     items: list[str] = []
     times: list[float] = []
     shared: dict[str, str] = {}  # one string object for each id, however often it occurs
     for row in table.rows():
-        with _placed(table, row):
+        with placed(table, row):
             user_id, item_id = identifier_of(row.values, "user_id"), identifier_of(row.values, "item_id")
             times.append(timestamp_of(row.values["timestamp"]))
         users.append(shared.setdefault(user_id, user_id))
@@ -205,7 +207,7 @@ def _sorted(users: list[str], items: list[str], times: list[float]) -> Interacti
 
 
 @contextmanager
-def _placed(table: Table, row: Row) -> Iterator[None]:
+def placed(table: Table, row: Row) -> Iterator[None]:
     """Turns what is wrong with a row into a DatasetError that says where it is."""
     try:
         if row.problem is not None:

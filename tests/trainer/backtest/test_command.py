@@ -1,0 +1,181 @@
+"""`adaptide backtest` as a user runs it: real files, real processes, results that can be taken up again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.backtest.drifting import drifting
+
+ROOT = Path(__file__).parents[3]
+QUICK = ["--hidden", "32", "--layers", "1", "--base-epochs", "2", "--workers", "1"]
+
+
+def adaptide(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *arguments],
+        cwd=ROOT,
+        env=_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
+    return kept | {"ADAPTIDE_UPDATE_EPOCHS": "1", "ADAPTIDE_LEARNING_RATE_BASE": "0.01", "COLUMNS": "200"} | more
+
+
+@pytest.fixture
+def raw_files(tmp_path: Path) -> list[str]:
+    """The drifting stream as items and events."""
+    data = drifting(increments=4, first=42)  # 60 % of all
+    events, items = tmp_path / "events.csv", tmp_path / "items.csv"
+    with items.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "title"])
+        writer.writerows([item.item_id, f"{item.title} of tenth {row // 6}"] for row, item in enumerate(data.items))
+    with events.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "item_id", "timestamp"])
+        second = 1_600_000_000
+        for block in data.blocks:
+            for user, item in zip(block.user.tolist(), block.item.tolist(), strict=True):
+                second += 1
+                writer.writerow([data.users[user], data.items[item].item_id, second])
+    return ["--items", str(items), "--events", str(events)]
+
+
+@pytest.fixture
+def ready_files(tmp_path: Path) -> list[str]:
+    """The drifting stream as ready blocks with semantic IDs."""
+    data = drifting()
+    assert data.codes is not None
+    blocks, codes = tmp_path / "blocks.csv", tmp_path / "semantic_ids.csv"
+    with codes.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "sid_a", "sid_b", "sid_c", "sid_d"])
+        for item, own in zip(data.items, data.codes.tolist(), strict=True):
+            writer.writerow([item.item_id, *(f"<{level}_{code}>" for level, code in zip("abcd", own, strict=True))])
+    with blocks.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["block", "user_id", "position", "item_id"])
+        for number, block in enumerate(data.blocks):
+            for place, (user, item) in enumerate(zip(block.user.tolist(), block.item.tolist(), strict=True)):
+                writer.writerow([number, data.users[user], place, data.items[item].item_id])
+    return ["--blocks", str(blocks), "--semantic-ids", str(codes)]
+
+
+def test_the_methods_are_listed() -> None:
+    found = adaptide("backtest", "--list-methods", "--json")
+
+    assert found.returncode == 0
+    assert {"popularity", "sasrec", "peso", "inf-lora-latest-inherit", "lightgcn-pisa"} <= set(
+        json.loads(found.stdout)["methods"]
+    )
+
+
+def test_raw_events_become_results_and_a_report(raw_files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    methods = "popularity,sasrec,lightgcn-finetune,pretrain,single-evolving,peso,sum-lora-latest-inherit"
+    asked = [*raw_files, "--methods", methods, "--seeds", "1", "--out", str(out), *QUICK]
+
+    found = adaptide("backtest", *asked, "--json")
+
+    assert found.returncode == 0, found.stderr
+    results = json.loads(found.stdout)
+    assert results == json.loads((out / "results.json").read_text())
+    assert set(results["methods"]) == set(methods.split(","))
+    for summary in results["methods"].values():
+        for metric in ("hit@5", "hit@10", "ndcg@5", "ndcg@10"):
+            assert len(summary[metric]["per_block"]) == 4
+            assert 0 <= summary[metric]["mean"] <= 1
+    peso = results["methods"]["peso"]
+    low, high = peso["ndcg@10"]["vs_single_evolving"]["ci95"]
+    assert low <= peso["ndcg@10"]["vs_single_evolving"]["difference"] <= high
+    assert peso["gradient_ratio"] > 0
+    assert peso["trainable_parameters"] > 0
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "<script src" not in page
+
+
+def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_path: Path) -> None:
+    asked = [*ready_files, "--methods", "single-evolving,peso", "--seeds", "1", *QUICK]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert adaptide("backtest", *asked, "--out", str(whole)).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", "backtest", *asked, "--out", str(cut)],
+        cwd=ROOT,
+        env=_environment({}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (cut / "tasks/single-evolving.seed-0/block-2.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    assert adaptide("backtest", *asked, "--out", str(cut)).returncode == 0
+
+    def figures(folder: Path) -> Any:
+        methods = json.loads((folder / "results.json").read_text())["methods"]
+        return {name: {m: own[m] for m in own if "@" in m} for name, own in methods.items()}
+
+    assert figures(cut) == figures(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--out", "o"], "give either --items and --events, or --blocks and --semantic-ids"),
+        (["--methods", "peso"], "--out is missing"),
+        (["--methods", "pseo", "--out", "o"], "method 'pseo' is not known; methods: popularity"),
+        (["--lambdas", "much", "--out", "o"], "--lambdas takes numbers"),
+        (["--group-by", "head", "--out", "o"], "--group-by 'head' is not known"),
+    ],
+)
+def test_wrong_use_says_what_to_do(arguments: list[str], says: str) -> None:
+    found = adaptide("backtest", *arguments)
+
+    assert found.returncode == 2
+    assert says in " ".join(found.stderr.split())
+
+
+def test_a_folder_of_another_backtest_is_not_overwritten(ready_files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = [*ready_files, "--methods", "popularity", "--seeds", "1", "--out", str(out), *QUICK]
+    assert adaptide("backtest", *asked).returncode == 0
+
+    changed = adaptide("backtest", *asked, ADAPTIDE_UPDATE_EPOCHS="2")
+    assert changed.returncode == 1
+    assert "another --out" in " ".join(changed.stderr.split())
+    assert "ADAPTIDE_UPDATE_EPOCHS" in changed.stderr
+
+    more = adaptide("backtest", *[*asked[:4], "--methods", "popularity,pretrain", *asked[6:]])
+    assert more.returncode == 0, more.stderr
+
+
+def test_a_block_that_nobody_can_be_scored_in_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "codes.csv").write_text("item_id,sid_a,sid_b,sid_c,sid_d\nx,1,2,3,4\ny,1,2,3,5\n")
+    rows = [f"0,u,{place},{'xy'[place % 2]}" for place in range(6)] + ["1,u,0,x"]
+    (tmp_path / "blocks.csv").write_text("block,user_id,position,item_id\n" + "\n".join(rows) + "\n")
+    files = ["--blocks", str(tmp_path / "blocks.csv"), "--semantic-ids", str(tmp_path / "codes.csv")]
+
+    found = adaptide("backtest", *files, "--methods", "popularity", "--out", str(tmp_path / "out"))
+
+    assert found.returncode == 1
+    assert "cannot be scored" in found.stderr
+    assert not (tmp_path / "out" / "bases").exists()

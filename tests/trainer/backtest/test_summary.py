@@ -1,0 +1,202 @@
+"""results.json from raw results of a few users, checked by hand."""
+
+import math
+
+import pytest
+
+from service.errors import DatasetError
+from tests.trainer.backtest.results import raw, task
+from trainer.backtest.summary import ORDER, summarise
+
+THIRD = 1 / math.log2(4)  # NDCG of rank 3: one half
+
+
+def test_a_methods_means_are_over_users_then_blocks() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1, 0, 0, 0], 3: [3]})))["methods"]["peso"]
+    assert found["ndcg@10"]["per_block"] == [0.25, THIRD]
+    assert found["ndcg@10"]["mean"] == pytest.approx((0.25 + THIRD) / 2)
+    assert found["hit@5"]["mean"] == pytest.approx((0.25 + 1.0) / 2)
+
+
+def test_seeds_are_averaged_and_listed() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1, 0], 3: [1, 1]}), task("peso", 1, {2: [1, 1], 3: [0, 0]})))
+    assert found["seeds"] == [0, 1]
+    peso = found["methods"]["peso"]
+    assert peso["hit@10"]["per_block"] == [0.75, 0.5]
+    assert peso["hit@10"]["per_seed"] == {"0": 0.75, "1": 0.5}
+    assert peso["complete"]
+
+
+def test_a_gain_is_against_single_evolving_with_the_same_seeds() -> None:
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [3, 3], 3: [3]}),
+            task("single-evolving", 1, {2: [0, 0], 3: [0]}),  # peso has not come to this seed
+            task("peso", 0, {2: [1, 1], 3: [1]}),
+        )
+    )["methods"]["peso"]["ndcg@10"]["vs_single_evolving"]
+    assert found["difference"] == pytest.approx(1 - THIRD)
+    assert found["ci95"] == pytest.approx([1 - THIRD, 1 - THIRD])
+    assert found["relative"] == pytest.approx((1 - THIRD) / THIRD)
+
+
+def test_a_users_seeds_are_averaged_before_users_are_drawn() -> None:
+    # Each user gains in one seed what they lose in the other: no user differs, so the interval is a point.
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [1, 0], 3: [0]}),
+            task("single-evolving", 1, {2: [0, 1], 3: [0]}),
+            task("peso", 0, {2: [0, 1], 3: [0]}),
+            task("peso", 1, {2: [1, 0], 3: [0]}),
+        )
+    )["methods"]["peso"]["ndcg@10"]["vs_single_evolving"]
+    assert (found["difference"], found["ci95"]) == (0.0, [0.0, 0.0])
+
+
+def test_single_evolving_stands_against_itself() -> None:
+    found = summarise(raw(task("single-evolving", 0, {2: [1, 0], 3: [0]})))["methods"]["single-evolving"]
+    assert found["hit@5"]["vs_single_evolving"] == {"difference": 0.0, "ci95": [0.0, 0.0], "relative": 0.0}
+
+
+def test_without_single_evolving_there_is_no_gain() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1], 3: [1]})))["methods"]["peso"]
+    assert found["ndcg@10"]["vs_single_evolving"] is None
+    assert found["against"] is None
+
+
+def test_a_baseline_that_scores_nothing_has_no_relative_gain() -> None:
+    found = summarise(raw(task("single-evolving", 0, {2: [0], 3: [0]}), task("peso", 0, {2: [1], 3: [1]})))
+    gain = found["methods"]["peso"]["hit@5"]["vs_single_evolving"]
+    assert (gain["difference"], gain["relative"]) == (1.0, None)
+
+
+def test_a_learning_rate_is_held_against_single_evolving_at_that_rate() -> None:
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [1], 3: [1]}),
+            task("single-evolving", 0, {2: [0], 3: [0]}, {"learning_rate": 0.1}),
+            task("peso", 0, {2: [1], 3: [1]}, {"learning_rate": 0.1}),
+            task("peso", 0, {2: [1], 3: [1]}, {"learning_rate": 0.002}),
+            task("peso", 0, {2: [1], 3: [1]}, {"learning_rate": 0.5}),
+            task("peso", 0, {2: [1], 3: [0]}, {"lambda": 5.0}),
+        )
+    )
+    rows = {tuple(v["variant"].items()): v for v in found["variants"] if v["method"] == "peso"}
+    slow, fast, default = (rows[("learning_rate", rate),] for rate in (0.1, 0.5, 0.002))
+    assert slow["against"] == {"method": "single-evolving", "variant": {"learning_rate": 0.1}}
+    assert slow["hit@5"]["vs_single_evolving"]["difference"] == 1.0
+    assert fast["against"] is None
+    assert default["against"] == {"method": "single-evolving", "variant": {}}
+    assert rows[("lambda", 5.0),]["hit@5"]["vs_single_evolving"]["difference"] == -0.5
+
+
+def test_methods_come_in_the_papers_order_and_sweeps_by_value() -> None:
+    names = ["peso", "single-evolving", "popularity", "sum-lora-latest-inherit", "pretrain", "novel"]
+    sweep = [task("peso", 0, {2: [1], 3: [1]}, {"lambda": value}) for value in (50.0, 0.5, 8.0)]
+    found = summarise(raw(*(task(name, 0, {2: [1], 3: [1]}) for name in names), *sweep))
+    assert list(found["methods"]) == [*(name for name in ORDER if name in names), "novel"]
+    assert [row["variant"]["lambda"] for row in found["variants"]] == [0.5, 8.0, 50.0]
+
+
+def test_what_is_not_done_is_marked_and_shown_as_far_as_it_is() -> None:
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [3], 3: [3]}),
+            task("single-evolving", 1, {2: [3], 3: [3]}),
+            task("peso", 0, {2: [1], 3: [1]}),
+            task("peso", 1, {2: [1]}),
+            planned=6,
+        )
+    )
+    assert (found["complete"], found["tasks_done"], found["tasks_planned"]) == (False, 3, 6)
+    assert found["methods"]["single-evolving"]["complete"]
+    peso = found["methods"]["peso"]
+    assert not peso["complete"]
+    assert peso["ndcg@10"]["per_block"] == [1.0, 1.0]
+    assert list(peso["ndcg@10"]["per_seed"]) == ["0"]
+
+
+def test_a_block_nobody_came_to_is_none() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1]}), task("single-evolving", 0, {2: [3], 3: [1]})))["methods"]["peso"]
+    assert found["ndcg@10"]["per_block"] == [1.0, None]
+    assert found["ndcg@10"]["mean"] == 1.0
+    assert found["ndcg@10"]["vs_single_evolving"]["difference"] == pytest.approx(1 - THIRD)
+
+
+def test_nothing_done_yet_gives_empty_results() -> None:
+    found = summarise(raw(planned=3))
+    assert (found["methods"], found["variants"], found["groups"], found["complete"]) == ({}, [], {}, False)
+
+
+def test_costs_are_a_seeds_mean_time_and_the_largest_sizes() -> None:
+    found = summarise(
+        raw(
+            task("peso", 0, {2: [1], 3: [1]}, seconds=4.0, stored_bytes=10, ratio=[0.1, 0.3], weight=2.0),
+            task("peso", 1, {2: [1], 3: [1]}, seconds=8.0, stored_bytes=30, ratio=0.4, weight=4.0),
+        )
+    )["methods"]["peso"]
+    assert (found["seconds"], found["trainable_parameters"], found["stored_bytes"]) == (6.0, 1_000, 30)
+    assert found["gradient_ratio"] == pytest.approx((0.2 + 0.2 + 0.4 + 0.4) / 4)
+    assert found["penalty_weight"] == 3.0
+
+
+def test_a_method_without_a_penalty_has_no_gradient_ratio() -> None:
+    found = summarise(raw(task("single-evolving", 0, {2: [1], 3: [1]})))["methods"]["single-evolving"]
+    assert found["gradient_ratio"] is None
+
+
+def test_stages_begin_with_pretrain_and_end_with_what_was_forgotten() -> None:
+    still = {2: {1: [1], 2: [3], 3: [0]}, 3: {1: [1], 2: [3], 3: [0]}}
+    moved = {2: {1: [3], 2: [1], 3: [3]}, 3: {1: [0], 2: [3], 3: [1]}}
+    found = summarise(
+        raw(task("pretrain", 0, {2: [3], 3: [0]}, across=still), task("peso", 0, {2: [1], 3: [1]}, across=moved))
+    )["methods"]["peso"]
+    assert found["stages"] == [[1.0, THIRD, 0.0], [THIRD, 1.0, THIRD], [0.0, THIRD, 1.0]]
+    assert found["forgetting"] == pytest.approx(((1.0 - 0.0) + (1.0 - THIRD)) / 2)
+    assert found["backward_transfer"] == pytest.approx(((0.0 - 1.0) + (THIRD - 1.0)) / 2)
+    assert found["forward_transfer"] == pytest.approx(THIRD - 0.0)
+
+
+def test_without_pretrain_the_first_stage_is_not_known() -> None:
+    across = {2: {1: [1], 2: [1], 3: [0]}, 3: {1: [3], 2: [1], 3: [0]}}
+    found = summarise(raw(task("peso", 0, {2: [1], 3: [0]}, across=across)))["methods"]["peso"]
+    assert found["stages"][0] == [None, None, None]
+    assert found["forgetting"] == pytest.approx((1.0 - THIRD + 0.0) / 2)
+    assert found["forward_transfer"] is None
+
+
+def test_groups_are_halves_of_each_blocks_users() -> None:
+    users = [f"u{i}" for i in range(4)]
+    groups = {
+        "2": {"users": users, "drift": [0.9, 0.8, 0.1, None], "history": [1, 2, 3, 4]},
+        "3": {"users": users, "drift": [0.0, 0.1, 0.8, 0.9], "history": [1, 2, 3, 4]},
+    }
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [0, 0, 0, 0], 3: [0, 0, 0, 0]}),
+            task("peso", 0, {2: [1, 0, 0, 1], 3: [0, 0, 1, 1]}),
+            groups=groups,
+        )
+    )["groups"]
+    assert found["drifted"]["users"] == {"2": 1, "3": 2}  # above .8, above .45
+    assert found["drifted"]["gains"]["peso"]["difference"] == 1.0
+    assert found["steady"]["gains"]["peso"]["difference"] == 0.0
+    assert found["long history"]["gains"]["peso"]["difference"] == pytest.approx((0.5 + 1.0) / 2)
+    assert found["short history"]["gains"]["peso"]["difference"] == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_tasks_on_other_users_are_not_compared() -> None:
+    other = task("peso", 0, {2: [1, 0], 3: [1]})
+    with pytest.raises(DatasetError, match="peso, seed 0, block 2 was scored on other users"):
+        summarise(raw(task("single-evolving", 0, {2: [1], 3: [1]}), other))
+
+
+def test_groups_of_other_users_are_refused() -> None:
+    groups = {"2": {"users": ["somebody"], "drift": [0.1], "history": [1]}}
+    with pytest.raises(DatasetError, match="user groups of block 2"):
+        summarise(raw(task("peso", 0, {2: [1], 3: [1]}), groups=groups))
+
+
+def test_raw_results_of_another_format_are_refused() -> None:
+    with pytest.raises(DatasetError, match="format 2"):
+        summarise({**raw(), "format": 2})

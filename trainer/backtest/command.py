@@ -1,0 +1,127 @@
+"""`adaptide backtest`: the paper's protocol on anyone's data."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from service.cli import Json, print_json
+from service.errors import InvalidRequest
+from service.settings import GroupBy, load_settings
+from service.telemetry import configure_logging
+from trainer.backtest.splits import Split
+from trainer.progress import bars
+
+
+def backtest(
+    items: Annotated[Path | None, typer.Option(help="Items: csv, csv.gz or parquet (item_id, title, ..).")] = None,
+    events: Annotated[Path | None, typer.Option(help="Interactions: user_id, item_id, timestamp (unix s).")] = None,
+    blocks: Annotated[Path | None, typer.Option(help="Ready blocks: block, user_id, position, item_id.")] = None,
+    semantic_ids: Annotated[Path | None, typer.Option(help="Their codes: item_id, sid_a .. sid_d.")] = None,
+    methods: Annotated[str, typer.Option(help="Names or groups (all, lora, two-tower, regularisers, table1).")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds 0 .. N - 1; each has its own base.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; run again to go on.")] = None,
+    split: Annotated[Split, typer.Option(help="How events become blocks.")] = Split.CHRONOLOGICAL,
+    beside: Annotated[
+        Path | None, typer.Option(help="A finished backtest of the other split: table 1 shows both, side by side.")
+    ] = None,
+    lambdas: Annotated[str, typer.Option(help="Lambdas to sweep for peso, e.g. 0.5,2,8.")] = "",
+    ratios: Annotated[
+        str, typer.Option(help="Shares of the first step's gradient for every regulariser, e.g. 0.01,0.1.")
+    ] = "",
+    learning_rates: Annotated[str, typer.Option(help="Rates to sweep for single-evolving and peso.")] = "",
+    group_by: Annotated[str, typer.Option(help="Groupings to try for peso: module,rank,layer.")] = "",
+    hidden: Annotated[int, typer.Option(min=16, help="Hidden size of the backbone, a multiple of 32.")] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    base_epochs: Annotated[int, typer.Option(min=1, help="Passes over D_1 at most; it stops early.")] = 12,
+    quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
+    text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core, one on a GPU.")] = 0,
+    list_methods: Annotated[bool, typer.Option("--list-methods", help="Print the methods and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every method over the same blocks, seeds and users: results.json, report.html and a table.
+
+    Training settings are those of the updater: ADAPTIDE_UPDATE_EPOCHS, ADAPTIDE_LEARNING_RATE_UPDATE, ..
+    """
+    from trainer.backtest.report import markdown, summarise, write_report
+    from trainer.backtest.runner import Backtest
+    from trainer.backtest.sources import from_blocks, from_raw
+    from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
+    from trainer.base import make_recipe
+
+    if list_methods:
+        _print_methods(METHODS, as_json)
+        return
+    groupings = tuple(name for name in group_by.split(",") if name)
+    if wrong := [name for name in groupings if name not in {g.value for g in GroupBy}]:
+        raise InvalidRequest(f"--group-by {wrong[0]!r} is not known; choose among {', '.join(GroupBy)}")
+    sweeps: dict[Sweep, tuple[float | str, ...]] = {
+        Sweep.LAMBDA: parse_numbers(lambdas, "--lambdas"),
+        Sweep.RATIO: parse_numbers(ratios, "--ratios"),
+        Sweep.LEARNING_RATE: parse_numbers(learning_rates, "--learning-rates"),
+        Sweep.GROUP_BY: groupings,
+    }
+    plan = Plan(parse_methods(methods), seeds, {sweep: values for sweep, values in sweeps.items() if values})
+    recipe = make_recipe("tiny", hidden, layers, base_epochs, quantiser, text_encoder)
+    settings = load_settings()
+    configure_logging("WARNING")
+    if out is None:
+        raise InvalidRequest("--out is missing: name a folder for bases, results and report")
+    if items and events and not (blocks or semantic_ids):
+        data = from_raw(items, events, split.value, seed=0)
+    elif blocks and semantic_ids and not (items or events):
+        if split is not Split.CHRONOLOGICAL:
+            raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
+        data = from_blocks(blocks, semantic_ids)
+    else:
+        raise InvalidRequest("give either --items and --events, or --blocks and --semantic-ids")
+    other = _finished(beside) if beside else None
+    made = Backtest(
+        data,
+        recipe,
+        settings,
+        plan,
+        out.expanduser().resolve(),
+        workers or (1 if settings.device == "cuda" else os.cpu_count() or 1),
+        " ".join(["adaptide", *map(shlex.quote, sys.argv[1:])]),
+        "ready blocks" if blocks else split.value,
+    )
+    with bars() as report:
+        raw = made.run(report)
+    results = summarise(raw)
+    if other is not None:
+        results["beside"] = {"split": other["data"]["split"], "methods": other["methods"]}
+    _write(made.out, raw, results)
+    write_report(raw, results, made.out)
+    if as_json:
+        print_json(results)
+        return
+    typer.echo(markdown(results))
+    typer.echo(f"\n{made.out}/report.html has the plots, results.json every number")
+
+
+def _print_methods(names: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        print_json({"methods": list(names)})
+    else:
+        typer.echo("\n".join(names))
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = orjson.loads((folder.expanduser() / "results.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise InvalidRequest(f"--beside {folder}: there is no results.json of a finished backtest in it") from error
+    return found
+
+
+def _write(out: Path, raw: dict[str, Any], results: dict[str, Any]) -> None:
+    for name, value in (("raw.json", raw), ("results.json", results)):
+        partial = out / f"{name}.partial"
+        partial.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+        partial.replace(out / name)

@@ -1,0 +1,42 @@
+"""Who a method helps: how far each scored user drifted in a block, and how much of their past is known."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.catalog.trie import CODES
+from trainer.backtest.data import streams
+from trainer.backtest.work import Blocks
+
+
+def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
+    """Per increment ("2" ..): users, drift and history, in order of its test cases.
+
+    drift: Jensen-Shannon distance (base 2, 0 to 1) between the first-level codes of what a user took before the block
+    and in it; None without a past. history: how many interactions a user had before the block.
+    """
+    found = {}
+    for t in range(1, len(blocks)):
+        own = {stream.user_id: stream for stream in streams(blocks.data, t)}
+        tested = [own[case.user_id] for case in blocks.test(t)]
+        found[str(t + 1)] = {
+            "users": [stream.user_id for stream in tested],
+            "drift": [
+                _distance(codes[stream.earlier, 0], codes[stream.window, 0]) if len(stream.earlier) else None
+                for stream in tested
+            ],
+            "history": [len(stream.earlier) for stream in tested],
+        }
+    return found
+
+
+def _distance(before: NDArray[np.int16], after: NDArray[np.int16]) -> float:
+    p, q = (np.bincount(part, minlength=CODES) / len(part) for part in (before, after))
+    middle = (p + q) / 2
+
+    def divergence(own: NDArray[np.float64]) -> float:
+        some = own > 0
+        return float((own[some] * np.log2(own[some] / middle[some])).sum())
+
+    return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))

@@ -1,0 +1,97 @@
+"""What a backtest's numbers say: means, paired intervals, forgetting, groups of users. Pure.
+
+A user is the unit of chance: users are resampled within each block, a user's seeds are averaged first, and blocks
+count alike, as in the paper's tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.evaluation import ndcg
+from trainer.gate import RESAMPLES
+
+METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
+CONFIDENCE = 0.95
+_DRAWS = 4_000_000  # held in memory at once
+
+Float64 = NDArray[np.float64]
+
+
+def user_scores(ranks: Sequence[int]) -> Float64:
+    """float64 [users, 4], a column for each of METRICS, from 1-based ranks (0: not among the first 10)."""
+    own = np.asarray(ranks, dtype=np.int64)
+    hits = [(own > 0) & (own <= k) for k in (5, 10)]
+    return np.stack([*hits, ndcg(own, 5), ndcg(own, 10)], axis=1).astype(np.float64)
+
+
+def mean_over_blocks(blocks: Sequence[Float64]) -> Float64:
+    """float64 [columns]: users averaged within each block (float64 [users, columns]), blocks with equal weight."""
+    return np.asarray(np.mean([own.mean(axis=0) for own in blocks], axis=0))
+
+
+def bootstrap_intervals(
+    differences: Sequence[Float64], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> Float64:
+    """Percentile intervals of mean_over_blocks(differences): float64 [columns, 2], low and high.
+
+    differences: per block float64 [users, columns], method - baseline, seeds averaged; at least one user in each. Users
+    are drawn with replacement within each block, the same draw for all columns. For one block and one column this is
+    trainer.gate.paired_bootstrap. The same seed and input give the same intervals.
+    """
+    random = np.random.default_rng(seed)
+    means = np.zeros((resamples, differences[0].shape[1]))
+    for block in differences:
+        users = len(block)
+        part = max(1, _DRAWS // users)
+        for start in range(0, resamples, part):
+            stop = min(start + part, resamples)
+            drawn = random.integers(users, size=(stop - start, users))
+            cell = drawn + users * np.arange(stop - start)[:, None]
+            times = np.bincount(cell.ravel(), minlength=cell.size).reshape(cell.shape)
+            means[start:stop] += times.astype(np.float64) @ block / users
+    tail = (1 - confidence) / 2
+    return np.asarray(np.quantile(means / len(differences), [tail, 1 - tail], axis=0).T)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What learning a block did to the others; None where the matrix does not tell.
+
+    forgetting: best since a block was learnt minus what is left after the last one, mean over all but the last
+    (Chaudhry et al., 2018). backward: after the last block minus right after its own (Lopez-Paz & Ranzato, 2017).
+    forward: just before a block is learnt minus with adapter 1, mean over the blocks from D_3 on.
+    """
+
+    forgetting: float | None
+    backward: float | None
+    forward: float | None
+
+
+def transfer(matrix: Float64) -> Transfer:
+    """matrix: float64 [stages, blocks], square, the metric of the adapter after block i on block j; NaN: not known."""
+    last = len(matrix) - 1
+    kept = [(matrix[j:last, j], matrix[last, j]) for j in range(last)]
+    forgotten = [np.nanmax(own) - end for own, end in kept if not np.isnan(own).all()]
+    return Transfer(
+        forgetting=_mean(forgotten),
+        backward=_mean([matrix[last, j] - matrix[j, j] for j in range(last)]),
+        forward=_mean([matrix[j - 1, j] - matrix[0, j] for j in range(2, last + 1)]),
+    )
+
+
+def halves(values: Sequence[float | None]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """bool [users] twice: above the median, and at or below it; users without a value are in neither."""
+    own = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    known = ~np.isnan(own)
+    if not known.any():
+        return known, known
+    above = known & (own > np.median(own[known]))
+    return above, known & ~above
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [float(value) for value in values if not np.isnan(value)]
+    return sum(known) / len(known) if known else None

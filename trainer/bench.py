@@ -1,0 +1,41 @@
+"""`adaptide bench`: each figure beside its peer's, measured in the same run."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from service.cli import Json, print_json
+
+app = typer.Typer(no_args_is_help=True, help="Benchmarks, each with its peer measured in the same run.")
+
+
+@app.callback()
+def bench() -> None:
+    """Benchmarks, each with its peer measured in the same run."""
+
+
+@app.command()
+def evaluation(
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama.")] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    users: Annotated[int, typer.Option(min=64)] = 512,
+    items: Annotated[int, typer.Option(min=100)] = 12_000,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Ranking many users: transformers' generate(), our engine one user at a time, our engine in batches."""
+    from trainer.bench_evaluation import bench_evaluation
+
+    rows = bench_evaluation(hidden, layers, users, items, seed)
+    batched = rows[-1]
+    if as_json:
+        print_json(
+            {"rows": [{**asdict(row), "batched_is_faster": row.milliseconds / batched.milliseconds} for row in rows]}
+        )
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.way:<28} {row.milliseconds:8.2f} ms a user ({row.fewest:.2f} to {row.most:.2f})  "
+            f"batched: {row.milliseconds / batched.milliseconds:5.1f} x faster  same lists {row.same}/{row.compared}"
+        )
