@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from service.cli import Json, print_json
+from service.errors import InvalidRequest
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks, each with its peer measured in the same run.")
 
@@ -38,4 +39,29 @@ def evaluation(
         typer.echo(
             f"{row.way:<28} {row.milliseconds:8.2f} ms a user ({row.fewest:.2f} to {row.most:.2f})  "
             f"batched: {row.milliseconds / batched.milliseconds:5.1f} x faster  same lists {row.same}/{row.compared}"
+        )
+
+
+@app.command()
+def training(
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama, a multiple of 32.")] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    batches: Annotated[str, typer.Option(help="Sequences in a step, e.g. 8,32.")] = "8,32",
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Training a LoRA: our merged layer beside PEFT's."""
+    from trainer.bench_training import bench_training
+
+    if not all(part.isdecimal() and int(part) for part in batches.split(",")):
+        raise InvalidRequest(f"--batches takes whole numbers separated by commas, not {batches!r}")
+    rows = [bench_training(hidden, layers, int(part), seed) for part in batches.split(",")]
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.model} on {row.device}, {row.batch} sequences a step: {row.ours_examples_per_s:.0f} a second, PEFT "
+            f"{row.peer_examples_per_s:.0f}: {row.speedup:.2f} x ({row.fewest:.2f} to {row.most:.2f}), gradients "
+            f"within {row.max_gradient_difference:.1e}"
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -149,6 +148,8 @@ class _Merged(torch.autograd.Function):
 
 def save_adapter(folder: Path, tensors: LoraTensors, *, scale: float, dropout: float = 0.0) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT reads them; r is the tensors' own."""
+    from peft import LoraConfig  # seconds to import, and only what writes needs it
+
     rank = rank_of(tensors)
     alpha = scale * rank
     config = LoraConfig(

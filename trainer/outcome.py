@@ -7,6 +7,7 @@ from typing import Any
 from service.adapters.artifacts import VerifiedBase
 from service.adapters.repository import NewAdapter, Pointer
 from service.generation.backbone import Backbone
+from service.settings import Settings
 from service.windows.repository import Evaluation, Window
 from service.windows.states import WindowState
 from trainer.evaluation import metrics
@@ -73,6 +74,22 @@ def learning(learnt: Learnt) -> dict[str, Any]:
         "penalty_weight": fitted.penalty_weight,
         "gain_over_base": learnt.gain.as_json() if learnt.gain else None,
         "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
+    }
+
+
+def training_settings(learnt: Learnt, settings: Settings) -> dict[str, Any]:
+    """What decided the candidate beside its data, as the registry and the manifest keep it."""
+    assert learnt.candidate is not None  # noqa: S101  # asked of one that is published
+    return {
+        "rank": learnt.candidate.rank,
+        "alpha": learnt.candidate.scale * learnt.candidate.rank,
+        "dropout": settings.lora_dropout,
+        "learning_rate": settings.learning_rate_update,
+        "epochs": settings.update_epochs,
+        "batch_size": settings.update_batch_size,
+        "proximal_weight": learnt.fit.penalty_weight,
+        "proximal_group_by": settings.proximal_group_by.value,
+        "seed": settings.seed,
     }
 
 

@@ -39,7 +39,7 @@ from trainer.learn import Learnt, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
-from trainer.outcome import Range, Serving, Update, counts, evaluations, learning
+from trainer.outcome import Range, Serving, Update, counts, evaluations, learning, training_settings
 from trainer.progress import Report, silent
 from trainer.streams import load_streams, popularity_through
 
@@ -226,17 +226,7 @@ class Updater:
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate
         assert adapter is not None  # noqa: S101  # asked by _conclude
-        hyperparameters = {
-            "rank": adapter.rank,
-            "alpha": adapter.scale * adapter.rank,
-            "dropout": settings.lora_dropout,
-            "learning_rate": settings.learning_rate_update,
-            "epochs": settings.update_epochs,
-            "batch_size": settings.update_batch_size,
-            "proximal_weight": learnt.fit.penalty_weight,
-            "proximal_group_by": settings.proximal_group_by.value,
-            "seed": settings.seed,
-        }
+        hyperparameters = training_settings(learnt, settings)
         metadata = {
             "base_id": serving.base.base_id,
             "method": self._method.name,

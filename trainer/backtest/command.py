@@ -14,6 +14,7 @@ from service.errors import InvalidRequest
 from service.settings import GroupBy, load_settings
 from service.telemetry import configure_logging
 from trainer.backtest.splits import Split
+from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
 from trainer.progress import bars
 
 
@@ -48,12 +49,6 @@ def backtest(
 
     Training settings are those of the updater: ADAPTIDE_UPDATE_EPOCHS, ADAPTIDE_LEARNING_RATE_UPDATE, ..
     """
-    from trainer.backtest.report import markdown, summarise, write_report
-    from trainer.backtest.runner import Backtest
-    from trainer.backtest.sources import from_blocks, from_raw
-    from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
-    from trainer.base import make_recipe
-
     if list_methods:
         _print_methods(METHODS, as_json)
         return
@@ -67,19 +62,27 @@ def backtest(
         Sweep.GROUP_BY: groupings,
     }
     plan = Plan(parse_methods(methods), seeds, {sweep: values for sweep, values in sweeps.items() if values})
+    if out is None:
+        raise InvalidRequest("--out is missing: name a folder for bases, results and report")
+    if not ((items and events and not (blocks or semantic_ids)) or (blocks and semantic_ids and not (items or events))):
+        raise InvalidRequest("give either --items and --events, or --blocks and --semantic-ids")
+    if blocks and split is not Split.CHRONOLOGICAL:
+        raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
+
+    from trainer.backtest.report import markdown, summarise, write_report  # seconds to import: not to be misread first
+    from trainer.backtest.runner import Backtest
+    from trainer.backtest.sources import from_blocks, from_raw
+    from trainer.base import make_recipe
+
     recipe = make_recipe("tiny", hidden, layers, base_epochs, quantiser, text_encoder)
     settings = load_settings()
     configure_logging("WARNING")
-    if out is None:
-        raise InvalidRequest("--out is missing: name a folder for bases, results and report")
-    if items and events and not (blocks or semantic_ids):
+    if items and events:
         data = from_raw(items, events, split.value, seed=0)
-    elif blocks and semantic_ids and not (items or events):
-        if split is not Split.CHRONOLOGICAL:
-            raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
-        data = from_blocks(blocks, semantic_ids)
     else:
-        raise InvalidRequest("give either --items and --events, or --blocks and --semantic-ids")
+        assert blocks is not None  # noqa: S101  # asked above
+        assert semantic_ids is not None  # noqa: S101
+        data = from_blocks(blocks, semantic_ids)
     other = _finished(beside) if beside else None
     made = Backtest(
         data,

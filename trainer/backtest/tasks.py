@@ -7,15 +7,14 @@ from enum import StrEnum
 
 from service.errors import InvalidRequest
 from service.settings import Settings
-from trainer.methods import NAMES as LORA_METHODS
-from trainer.two_tower import NAMES as RANKERS
+from trainer.names import LORA_METHODS, RANKERS, TWO_TOWER
 
 PROXIMAL = ("peso", "l2", "orthogonal", "output-kl", "rank-kl")
 METHODS = ("popularity", *RANKERS, *LORA_METHODS)
 GROUPS = {
     "all": METHODS,
     "lora": LORA_METHODS,
-    "two-tower": tuple(name for name in RANKERS if name.startswith("lightgcn-")),
+    "two-tower": TWO_TOWER,
     "regularisers": ("single-evolving", *PROXIMAL),
     "table1": (
         "single-evolving",

@@ -21,9 +21,9 @@ from trainer.backtest.tasks import Task
 from trainer.evaluation import model_ranks, popularity_ranks
 from trainer.examples import Case, Examples, build_examples, sample_cases
 from trainer.learn import adapt, served
-from trainer.methods import NAMES as LORA_METHODS
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
+from trainer.names import LORA_METHODS
 from trainer.progress import Report
 from trainer.two_tower import make_ranker, training_positives
 from trainer.two_tower.base import Ranker

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from trainer.two_tower.losses import info_nce
@@ -96,6 +95,8 @@ class Total:
 
 def clusters_of(item: Tensor, seed: int) -> Tensor:
     """int64 [n]: k-means cluster of each embedding, at most 20 clusters, numbered from 0 without gaps."""
+    from sklearn.cluster import KMeans  # a second to import, and only two methods need it
+
     count = min(CLUSTERS, len(torch.unique(item, dim=0)))
     labels = KMeans(count, n_init=1, random_state=seed).fit_predict(item.detach().cpu().numpy())
     numbered = np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -18,27 +18,27 @@ def user_id(user: int) -> str:
     return f"u{user:03d}"
 
 
-def drifting(increments: int = 2, seed: int = 0, first: int = FIRST) -> BacktestData:
+def drifting(increments: int = 2, seed: int = 0, first: int = FIRST, items: int = ITEMS) -> BacktestData:
     """D_1 and `increments` blocks, codes ready: level 1 is the tenth of the circle, the others tell items apart."""
     random = np.random.default_rng(seed)
-    place = random.integers(0, ITEMS, USERS)
+    place = random.integers(0, items, USERS)
     blocks = []
     for number in range(1 + increments):
-        users, items = [], []
+        users, taken = [], []
         for _ in range(LATER if number else first):
             for user in range(USERS):
                 stride = 3 if number and moves(user) else 1
                 users.append(user)
-                items.append(place[user])
-                place[user] = (place[user] + stride) % ITEMS
-        blocks.append(Block(np.array(users), np.array(items), None))
-    numbers = np.arange(ITEMS)
+                taken.append(place[user])
+                place[user] = (place[user] + stride) % items
+        blocks.append(Block(np.array(users), np.array(taken), None))
+    numbers = np.arange(items)
     codes = np.stack([numbers // 6, numbers % 6, numbers % 5, numbers % 7], axis=1).astype(np.int16)
     return BacktestData(
         "drifting",
         f"drifting-{increments}-{seed}",
         tuple(user_id(user) for user in range(USERS)),
-        tuple(DatasetItem(f"i{number:02d}", f"item {number}") for number in range(ITEMS)),
+        tuple(DatasetItem(f"i{number:03d}", f"item {number}") for number in range(items)),
         tuple(blocks),
         codes,
         (),

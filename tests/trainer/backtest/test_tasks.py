@@ -71,3 +71,12 @@ def test_a_variant_changes_its_one_setting() -> None:
     assert Task("peso", 0, (Sweep.LAMBDA, 8.0)).settings(common).proximal_weight == 8.0
     assert Task("l2", 0, (Sweep.LEARNING_RATE, 0.01)).settings(common).learning_rate_update == 0.01
     assert Task("peso", 0, (Sweep.GROUP_BY, "layer")).settings(common).proximal_group_by is GroupBy.LAYER
+
+
+def test_the_names_are_those_of_what_can_be_made() -> None:
+    from trainer import names
+    from trainer.methods import METHODS as makers
+    from trainer.two_tower import NAMES as rankers
+
+    assert set(names.LORA_METHODS) == set(makers)
+    assert set(names.RANKERS) == set(rankers)

@@ -1,0 +1,143 @@
+"""How many sequences a second a LoRA learns from: our layer beside PEFT's, on the same model, batches and loss.
+
+Both run forward, backward and AdamW in turns in one process, so that whatever else the machine does falls on both. The
+gradients of A and B are compared in float32, at weights where both factors count.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from service.catalog.trie import CODES, LEVELS
+from service.generation.backbone import Backbone
+from trainer.examples import TrainingSequence
+from trainer.fit import matrix_attention, sequence_loss
+from trainer.lora import TARGET_MODULES, LoraBackbone
+from trainer.tiny import TinyConfig, low_precision_pays, new_tiny
+
+RANK, ALPHA, ITEMS, TARGETS = 8, 16, 20, 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """Medians over repeats; fewest and most of the ratio of times. max_gradient_difference: relative to the largest."""
+
+    model: str
+    device: str
+    batch: int
+    ours_examples_per_s: float
+    peer_examples_per_s: float
+    speedup: float
+    fewest: float
+    most: float
+    max_gradient_difference: float
+
+
+def bench_training(hidden: int, layers: int, batch: int, seed: int, *, steps: int = 4, repeats: int = 7) -> TrainingRow:
+    """One example is a sequence of 20 items, the last 10 of them targets. hidden: a multiple of 32."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, CODES, size=(2_000, LEVELS)).astype(np.int16)
+    ours = LoraBackbone(_backbone(hidden, layers, seed), rank=RANK, alpha=ALPHA, dropout=0.0, seed=seed)
+    peer, of_peer = _with_peft(_backbone(hidden, layers, seed))
+    _same_values(ours, of_peer, seed)
+    sequences = [TrainingSequence(random.integers(0, len(codes), ITEMS), ITEMS - TARGETS) for _ in range(batch)]
+    difference = _gradient_difference(ours, peer, of_peer, sequences, codes)
+    ways = [
+        _way(ours.backbone, list(ours.parameters.values()), sequences, codes, plain=True),
+        _way(peer, list(of_peer.values()), sequences, codes, plain=False),
+    ]
+    for way in ways:
+        way()
+    times: list[list[float]] = [[], []]
+    for _ in range(repeats):
+        for way, own in zip(ways, times, strict=True):
+            started = time.perf_counter()
+            for _ in range(steps):
+                way()
+            own.append((time.perf_counter() - started) / steps)
+    ratios = [slow / fast for fast, slow in zip(*times, strict=True)]
+    rates = [batch / statistics.median(own) for own in times]
+    return TrainingRow(
+        f"llama {hidden} x {layers}",
+        ours.backbone.device.type,
+        batch,
+        rates[0],
+        rates[1],
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        difference,
+    )
+
+
+def _backbone(hidden: int, layers: int, seed: int) -> Backbone:
+    backbone = new_tiny(TinyConfig(hidden, layers, hidden // 32), seed)
+    backbone.model.requires_grad_(False)
+    return backbone
+
+
+def _with_peft(backbone: Backbone) -> tuple[Backbone, dict[str, nn.Parameter]]:
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGET_MODULES), task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for an attribute by its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        wrapped = get_peft_model(backbone.model, config)
+    trained = {n.replace(".default", ""): p for n, p in wrapped.named_parameters() if p.requires_grad}
+    return Backbone(backbone.model, backbone.first_code_token), trained
+
+
+@torch.no_grad()
+def _same_values(ours: LoraBackbone, peer: dict[str, nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in ours.parameters.items():
+        parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+        peer[name].copy_(parameter)
+
+
+def _gradient_difference(
+    ours: LoraBackbone,
+    peer: Backbone,
+    of_peer: dict[str, nn.Parameter],
+    sequences: Sequence[TrainingSequence],
+    codes: NDArray[np.int16],
+) -> float:
+    found: list[dict[str, Tensor]] = []
+    for backbone, parameters in ((ours.backbone, ours.parameters), (peer, of_peer)):
+        loss, _ = sequence_loss(backbone, sequences, codes, embedding_dropout=0.0)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        found.append(dict(zip(parameters, gradients, strict=True)))
+    largest = max(float(gradient.abs().max()) for gradient in found[1].values())
+    return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[1]) / largest
+
+
+def _way(
+    backbone: Backbone,
+    parameters: list[nn.Parameter],
+    sequences: Sequence[TrainingSequence],
+    codes: NDArray[np.int16],
+    *,
+    plain: bool,
+) -> Callable[[], None]:
+    """One optimiser step. plain: attention by matrix products, as trainer.fit has it on a CPU."""
+    optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+    backbone.model.train()
+    device = backbone.device
+
+    def step() -> None:
+        attention = matrix_attention(backbone) if plain else nullcontext()
+        with attention, torch.autocast(device.type, torch.bfloat16, enabled=low_precision_pays(device)):
+            loss, _ = sequence_loss(backbone, sequences, codes, embedding_dropout=0.0)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        optimiser.step()
+
+    return step
