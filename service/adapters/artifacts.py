@@ -87,6 +87,7 @@ class ArtifactStore:
             base_id = contents.named_base(manifest)
             base_digest = hashlib.sha256(self._manifest_bytes(self._base_path(base_id))).hexdigest()
             contents.adapter_parts(source, manifest, base_id, self._dimensions(base_id, base_digest))
+            contents.state_tensors(source, manifest)
             digest = hashlib.sha256(manifest.encode()).hexdigest()
             version = f"a{window_id:06d}-{digest[:12]}"
             return self._publish(source, manifest, Published(version, digest, self._adapter_path(version)))

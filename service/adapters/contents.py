@@ -112,8 +112,8 @@ def adapter_parts(
     config = check_config(
         json_object(ADAPTER_CONFIG, read_listed(path, manifest, ADAPTER_CONFIG, _MAX_CONFIG_BYTES)), base_id
     )
-    if METHOD_STATE in manifest.files:
-        state_tensors(path, manifest)
+    if METHOD_STATE in manifest.files:  # its bytes alone: what is in it was checked when it was published
+        manifests.check_entry(path / METHOD_STATE, manifest.files[METHOD_STATE])
     return config, read_weights(read_listed(path, manifest, ADAPTER_WEIGHTS, _MAX_ADAPTER_BYTES), config, dimensions)
 
 

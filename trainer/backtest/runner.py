@@ -135,7 +135,7 @@ class _Pool:
 
     def __init__(self, backtest: Backtest, report: Report) -> None:
         context = multiprocessing.get_context("spawn")
-        self._backtest, self._report = backtest, report
+        self._report = report
         self._news: multiprocessing.Queue[tuple[str, float]] = context.Queue()
         threads = max(1, (os.cpu_count() or 1) // backtest.workers)
         self._executor = ProcessPoolExecutor(

@@ -1,7 +1,6 @@
 """What a backtest runs: one task for each method, variant of its settings and seed. Pure."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -114,8 +113,3 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     if any(not 0 < number < 1e9 for number in numbers):
         raise InvalidRequest(f"{option} takes numbers above 0, not {text!r}")
     return numbers
-
-
-def sweeps_of(pairs: Sequence[tuple[Sweep, tuple[float | str, ...]]]) -> dict[Sweep, tuple[float | str, ...]]:
-    """Those that have values."""
-    return {sweep: values for sweep, values in pairs if values}

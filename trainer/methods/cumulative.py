@@ -51,18 +51,38 @@ def state_of(adapters: Sequence[LoraTensors]) -> dict[str, Tensor]:
     }
 
 
-def trained_rank(incumbent: Adapter | None, name: str, scope: Scope, default: int) -> int:
-    """The rank of the last past adapter; `default` without one. Raises ConfigurationError beyond what engines take."""
-    past = past_adapters(incumbent, name, scope)
-    if not past:
-        return default
-    own = rank_of(past[-1])
-    if (total := sum(map(rank_of, past)) + own) > MAX_RANK:
-        raise ConfigurationError(
-            f"{name} would need rank {total} after {len(past)} windows and engines take {MAX_RANK}: choose one of the "
-            "-latest methods or one that evolves a single adapter (ADAPTIDE_METHOD)"
-        )
-    return own
+class Cumulative:
+    """What SumLoRA, SD-LoRA and InfLoRA are made with.
+
+    scope: all past adapters or the latest only. inherit: the window's own A and B start from the last window's
+    (InfLoRA: B alone), else fresh.
+    """
+
+    family: str
+
+    def __init__(self, scope: Scope, inherit: bool) -> None:
+        self.name = method_name(self.family, scope, inherit)
+        self._scope, self._inherit = scope, inherit
+
+    def rank(self, incumbent: Adapter | None, default: int) -> int:
+        """The rank of the last past adapter; `default` without one.
+
+        Raises ConfigurationError beyond what engines take.
+        """
+        past = past_adapters(incumbent, self.name, self._scope)
+        if not past:
+            return default
+        own = rank_of(past[-1])
+        if (total := sum(map(rank_of, past)) + own) > MAX_RANK:
+            raise ConfigurationError(
+                f"{self.name} would need rank {total} after {len(past)} windows and engines take {MAX_RANK}: choose "
+                "one of the -latest methods or one that evolves a single adapter (ADAPTIDE_METHOD)"
+            )
+        return own
+
+    def _past(self, lora: LoraBackbone, incumbent: Adapter | None) -> list[LoraTensors]:
+        """The past adapters, oldest first, where `lora` computes."""
+        return to_device(past_adapters(incumbent, self.name, self._scope), lora)
 
 
 def to_device(adapters: Sequence[LoraTensors], lora: LoraBackbone) -> list[LoraTensors]:

@@ -14,13 +14,10 @@ from torch import Tensor
 from trainer.lora import LoraBackbone, LoraTensors, names_of
 from trainer.methods.base import Adapter, Covariance, Stage, State
 from trainer.methods.cumulative import (
+    Cumulative,
     Scope,
-    method_name,
     own_state,
-    past_adapters,
     stack,
-    to_device,
-    trained_rank,
 )
 
 FIRST_ENERGY, LAST_ENERGY = 0.95, 1.0  # lamb and lame of its authors
@@ -78,18 +75,13 @@ def _shrink(memory: Memory, left: Tensor, share: Tensor, energy: float) -> Memor
     return Memory(torch.linalg.svd(rest)[0][:, : memory.basis.shape[1] - count], True)
 
 
-class InfLora:
-    """scope: all past adapters or the latest only. inherit: B_t starts from B_{t-1}, else 0; A_t is always new."""
+class InfLora(Cumulative):
+    """See Cumulative; A_t is always new."""
 
-    def __init__(self, scope: Scope, inherit: bool) -> None:
-        self.name = method_name("inf-lora", scope, inherit)
-        self._scope, self._inherit = scope, inherit
-
-    def rank(self, incumbent: Adapter | None, default: int) -> int:
-        return trained_rank(incumbent, self.name, self._scope, default)
+    family = "inf-lora"
 
     def begin(self, lora: LoraBackbone, incumbent: Adapter | None, covariance: Covariance) -> Stage:
-        past = to_device(past_adapters(incumbent, self.name, self._scope), lora)
+        past = self._past(lora, incumbent)
         number, memories = _recall(incumbent.state if incumbent and incumbent.method == self.name else {})
         if incumbent is not None:
             served: LoraTensors = {name: tensor.to(lora.backbone.device) for name, tensor in incumbent.tensors.items()}

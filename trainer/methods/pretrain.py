@@ -11,6 +11,4 @@ class Pretrain:
         return incumbent.rank if incumbent else default
 
     def begin(self, lora: LoraBackbone, incumbent: Adapter | None, covariance: Covariance) -> Stage:
-        if incumbent is not None:
-            lora.load(incumbent.tensors)
         return Stage((), lora.compose)

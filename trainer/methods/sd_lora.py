@@ -10,30 +10,22 @@ from torch import Tensor, nn
 from trainer.lora import LoraBackbone, LoraTensors
 from trainer.methods.base import Adapter, Covariance, Stage, State
 from trainer.methods.cumulative import (
+    Cumulative,
     Scope,
     begin_from,
-    method_name,
     normalised,
     own_state,
-    past_adapters,
     stack,
-    to_device,
-    trained_rank,
 )
 
 
-class SdLora:
-    """scope and inherit as SumLora's."""
+class SdLora(Cumulative):
+    """See Cumulative."""
 
-    def __init__(self, scope: Scope, inherit: bool) -> None:
-        self.name = method_name("sd-lora", scope, inherit)
-        self._scope, self._inherit = scope, inherit
-
-    def rank(self, incumbent: Adapter | None, default: int) -> int:
-        return trained_rank(incumbent, self.name, self._scope, default)
+    family = "sd-lora"
 
     def begin(self, lora: LoraBackbone, incumbent: Adapter | None, covariance: Covariance) -> Stage:
-        past = to_device(past_adapters(incumbent, self.name, self._scope), lora)
+        past = self._past(lora, incumbent)
         parameters = begin_from(lora, past, self._inherit)
         frozen: list[LoraTensors] = [normalised(adapter) for adapter in past]
         kept = incumbent.state if incumbent and incumbent.method == self.name and self._scope is Scope.ALL else {}
