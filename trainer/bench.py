@@ -50,7 +50,7 @@ def training(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Training a LoRA: our merged layer beside PEFT's."""
+    """Training a LoRA: our step beside transformers + peft as commonly written, over the same examples."""
     from trainer.bench_training import bench_training
 
     if not all(part.isdecimal() and int(part) for part in batches.split(",")):
@@ -61,7 +61,8 @@ def training(
         return
     for row in rows:
         typer.echo(
-            f"{row.model} on {row.device}, {row.batch} sequences a step: {row.ours_examples_per_s:.0f} a second, PEFT "
-            f"{row.peer_examples_per_s:.0f}: {row.speedup:.2f} x ({row.fewest:.2f} to {row.most:.2f}), gradients "
-            f"within {row.max_gradient_difference:.1e}"
+            f"{row.model} on {row.device}, {row.batch} sequences a step: {row.ours_examples_per_s:.0f} examples a "
+            f"second, transformers + peft {row.peer_examples_per_s:.0f}: {row.speedup:.1f} x ({row.fewest:.1f} to "
+            f"{row.most:.1f}), {row.layers_speedup:.2f} x of it the layers; gradients within "
+            f"{row.max_gradient_difference:.1e}"
         )

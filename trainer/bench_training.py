@@ -1,15 +1,18 @@
-"""How many sequences a second a LoRA learns from: our layer beside PEFT's, on the same model, batches and loss.
+"""How many examples a second a LoRA learns from: our training step beside transformers + peft as commonly written.
 
-Both run forward, backward and AdamW in turns in one process, so that whatever else the machine does falls on both. The
-gradients of A and B are compared in float32, at weights where both factors count.
+An example is one target item behind the items before it. The peer takes each as a padded sequence of its own, with
+PEFT's layers, transformers' forward pass and the loss over the whole vocabulary; ours takes all targets of a piece of a
+user's history in one pass, with the loss over each level's codes. Both run forward, backward and AdamW over the same
+examples in turns in one process, so that whatever else the machine does falls on both. Gradients of A and B are compared
+with PEFT's layers under one loss, in float32, at weights where both factors count.
 """
 
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from service.catalog.trie import CODES, LEVELS
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
-from trainer.fit import matrix_attention, sequence_loss
+from trainer.fit import sequence_loss, token_matrix
 from trainer.lora import TARGET_MODULES, LoraBackbone
 from trainer.tiny import TinyConfig, low_precision_pays, new_tiny
 
@@ -29,7 +32,11 @@ RANK, ALPHA, ITEMS, TARGETS = 8, 16, 20, 10
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """Medians over repeats; fewest and most of the ratio of times. max_gradient_difference: relative to the largest."""
+    """batch: our sequences in a step, each with 10 targets. Medians over repeats; fewest and most of the ratio of times.
+
+    layers_speedup: beside PEFT's layers under our own batches and loss, which isolates the forward and backward pass.
+    max_gradient_difference: relative to the largest.
+    """
 
     model: str
     device: str
@@ -39,11 +46,12 @@ class TrainingRow:
     speedup: float
     fewest: float
     most: float
+    layers_speedup: float
     max_gradient_difference: float
 
 
-def bench_training(hidden: int, layers: int, batch: int, seed: int, *, steps: int = 4, repeats: int = 7) -> TrainingRow:
-    """One example is a sequence of 20 items, the last 10 of them targets. hidden: a multiple of 32."""
+def bench_training(hidden: int, layers: int, batch: int, seed: int, *, steps: int = 2, repeats: int = 7) -> TrainingRow:
+    """One sequence is 20 items, the last 10 of them targets. hidden: a multiple of 32."""
     random = np.random.default_rng(seed)
     codes = random.integers(0, CODES, size=(2_000, LEVELS)).astype(np.int16)
     ours = LoraBackbone(_backbone(hidden, layers, seed), rank=RANK, alpha=ALPHA, dropout=0.0, seed=seed)
@@ -51,30 +59,38 @@ def bench_training(hidden: int, layers: int, batch: int, seed: int, *, steps: in
     _same_values(ours, of_peer, seed)
     sequences = [TrainingSequence(random.integers(0, len(codes), ITEMS), ITEMS - TARGETS) for _ in range(batch)]
     difference = _gradient_difference(ours, peer, of_peer, sequences, codes)
+    apart = [
+        TrainingSequence(sequence.rows[: place + 1], place)
+        for sequence in sequences
+        for place in range(sequence.first_target, ITEMS)
+    ]
+    parts = [apart[first : first + batch] for first in range(0, len(apart), batch)]
+    mine, theirs = list(ours.parameters.values()), list(of_peer.values())
     ways = [
-        _way(ours.backbone, list(ours.parameters.values()), sequences, codes, plain=True),
-        _way(peer, list(of_peer.values()), sequences, codes, plain=False),
+        _way(ours.backbone, mine, [lambda: sequence_loss(ours.backbone, sequences, codes)[0]]),
+        _way(peer, theirs, [partial(_common_loss, peer, part, codes) for part in parts]),
+        _way(peer, theirs, [lambda: sequence_loss(peer, sequences, codes)[0]]),
     ]
     for way in ways:
         way()
-    times: list[list[float]] = [[], []]
+    times: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
         for way, own in zip(ways, times, strict=True):
             started = time.perf_counter()
             for _ in range(steps):
                 way()
             own.append((time.perf_counter() - started) / steps)
-    ratios = [slow / fast for fast, slow in zip(*times, strict=True)]
-    rates = [batch / statistics.median(own) for own in times]
+    ratios = [slow / fast for fast, slow in zip(times[0], times[1], strict=True)]
     return TrainingRow(
         f"llama {hidden} x {layers}",
         ours.backbone.device.type,
         batch,
-        rates[0],
-        rates[1],
+        len(apart) / statistics.median(times[0]),
+        len(apart) / statistics.median(times[1]),
         statistics.median(ratios),
         min(ratios),
         max(ratios),
+        statistics.median(slow / fast for fast, slow in zip(times[0], times[2], strict=True)),
         difference,
     )
 
@@ -112,32 +128,36 @@ def _gradient_difference(
 ) -> float:
     found: list[dict[str, Tensor]] = []
     for backbone, parameters in ((ours.backbone, ours.parameters), (peer, of_peer)):
-        loss, _ = sequence_loss(backbone, sequences, codes, embedding_dropout=0.0)
+        loss, _ = sequence_loss(backbone, sequences, codes)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         found.append(dict(zip(parameters, gradients, strict=True)))
     largest = max(float(gradient.abs().max()) for gradient in found[1].values())
     return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[1]) / largest
 
 
-def _way(
-    backbone: Backbone,
-    parameters: list[nn.Parameter],
-    sequences: Sequence[TrainingSequence],
-    codes: NDArray[np.int16],
-    *,
-    plain: bool,
-) -> Callable[[], None]:
-    """One optimiser step. plain: attention by matrix products, as trainer.fit has it on a CPU."""
+def _common_loss(peer: Backbone, examples: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Tensor:
+    """The loss that transformers computes from labels, of prompts padded to one length."""
+    tokens = torch.from_numpy(token_matrix(peer, examples, codes))
+    lengths = torch.tensor([1 + LEVELS * len(example.rows) for example in examples])
+    place = torch.arange(tokens.shape[1])
+    real = place < lengths[:, None]
+    labels = tokens.masked_fill(~real | (place < lengths[:, None] - LEVELS), -100)
+    loss: Tensor = peer.model(input_ids=tokens, attention_mask=real.long(), labels=labels, use_cache=False).loss
+    return loss
+
+
+def _way(backbone: Backbone, parameters: list[nn.Parameter], losses: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:
+    """Over all examples once, an optimiser step a loss."""
     optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
-    backbone.model.train()
     device = backbone.device
 
     def step() -> None:
-        attention = matrix_attention(backbone) if plain else nullcontext()
-        with attention, torch.autocast(device.type, torch.bfloat16, enabled=low_precision_pays(device)):
-            loss, _ = sequence_loss(backbone, sequences, codes, embedding_dropout=0.0)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
-        optimiser.step()
+        backbone.model.train()
+        for compute in losses:
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision_pays(device)):
+                loss = compute()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            optimiser.step()
 
     return step

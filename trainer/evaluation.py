@@ -12,7 +12,7 @@ from service.generation.backbone import Backbone
 from service.generation.engine import GenerationRequest, ServedModel
 from service.recommend.ranking import Float64, rank_leaves, rank_popular
 from trainer.examples import Case, TrainingSequence
-from trainer.fit import matrix_attention, sequence_loss
+from trainer.fit import sequence_loss
 
 DEPTH = 10
 
@@ -111,7 +111,6 @@ def validation_loss(
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
         batch = [TrainingSequence(np.append(case.history, case.target), len(case.history)) for case in part]
-        with matrix_attention(backbone):
-            loss, count = sequence_loss(backbone, batch, codes, embedding_dropout=0.0)
+        loss, count = sequence_loss(backbone, batch, codes)
         total += loss.item() * count
     return total / max(len(cases), 1)

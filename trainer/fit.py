@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
 from service.generation.prompt import BOS, PAD, level_offsets
+from trainer.decoder import decode
+from trainer.dropout import dropout
 from trainer.examples import TrainingSequence
 from trainer.proximal import first_step_weight
 
@@ -96,44 +97,40 @@ def fit(
     best = [p.detach().clone() for p in parameters]
     step = 0
     weight = None if relative and penalty_weight > 0 else penalty_weight
-    with residual_dropout(backbone, config.residual_dropout):
-        for epoch in range(1, config.epochs + 1):
-            backbone.model.train()
-            losses, weights, penalties, ratios = [], [], [], []
-            for batch in batches(epoch_sequences(random), config.batch_size, random):
-                for group in optimiser.param_groups:
-                    group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
-                with (
-                    matrix_attention(backbone),
-                    torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision),
-                ):
-                    loss, targets = sequence_loss(backbone, batch, codes, config.embedding_dropout)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch
-                if penalty is not None and weight is None:
-                    weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
-                if penalty is not None and weight:
-                    value, ratio = _add_penalty(penalty, weight, parameters)
-                    penalties.append(value)
-                    ratios.append(ratio)
-                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-                optimiser.step()
-                losses.append(loss.item())
-                weights.append(targets)
-                step += 1
-                on_step(min(step, total_steps), total_steps)
-            report.losses.append(float(np.average(losses, weights=weights)) if losses else math.nan)
-            report.penalties.append(float(np.mean(penalties)) if penalties else 0.0)
-            report.gradient_ratio.append(float(np.mean(ratios)) if ratios else 0.0)
-            if epoch % config.evaluate_every and epoch != config.epochs:
-                continue
-            backbone.model.train(False)
-            report.scores.append((epoch, evaluate()))
-            if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
-                report.best_epoch = epoch
-                best = [p.detach().clone() for p in parameters]
-            elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
-                break
+    for epoch in range(1, config.epochs + 1):
+        backbone.model.train()
+        losses, weights, penalties, ratios = [], [], [], []
+        for batch in batches(epoch_sequences(random), config.batch_size, random):
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
+            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision):
+                loss, targets = sequence_loss(backbone, batch, codes, config.embedding_dropout, config.residual_dropout)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            if penalty is not None and weight is None:
+                weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
+            if penalty is not None and weight:
+                value, ratio = _add_penalty(penalty, weight, parameters)
+                penalties.append(value)
+                ratios.append(ratio)
+            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimiser.step()
+            losses.append(loss.item())
+            weights.append(targets)
+            step += 1
+            on_step(min(step, total_steps), total_steps)
+        report.losses.append(float(np.average(losses, weights=weights)) if losses else math.nan)
+        report.penalties.append(float(np.mean(penalties)) if penalties else 0.0)
+        report.gradient_ratio.append(float(np.mean(ratios)) if ratios else 0.0)
+        if epoch % config.evaluate_every and epoch != config.epochs:
+            continue
+        backbone.model.train(False)
+        report.scores.append((epoch, evaluate()))
+        if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
+            report.best_epoch = epoch
+            best = [p.detach().clone() for p in parameters]
+        elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
+            break
     with torch.no_grad():
         for parameter, kept in zip(parameters, best, strict=True):
             parameter.copy_(kept)
@@ -142,38 +139,6 @@ def fit(
     report.penalty_weight = weight or 0.0
     report.seconds = time.monotonic() - started
     return report
-
-
-@contextmanager
-def matrix_attention(backbone: Backbone) -> Iterator[None]:
-    """Attention as plain matrix products on a CPU: for training, and for losses without a cache.
-
-    The backward pass of torch's fused attention takes half of a whole training step there (docs/decisions/0007).
-    """
-    config = backbone.model.config
-    chosen = config._attn_implementation
-    if backbone.device.type == "cpu":
-        config._attn_implementation = "eager"  # what set_attn_implementation sets, without its checks at every step
-    try:
-        yield
-    finally:
-        config._attn_implementation = chosen
-
-
-@contextmanager
-def residual_dropout(backbone: Backbone, rate: float) -> Iterator[None]:
-    """Dropout on what attention and MLP add to the residual stream while training; the saved model is a plain Llama."""
-
-    def hook(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return nn.functional.dropout(output, rate, module.training)
-
-    names = ("o_proj", "down_proj")
-    handles = [m.register_forward_hook(hook) for n, m in backbone.model.named_modules() if n.endswith(names)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -197,11 +162,16 @@ def batches(
 
 
 def sequence_loss(
-    backbone: Backbone, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], embedding_dropout: float
+    backbone: Backbone,
+    batch: Sequence[TrainingSequence],
+    codes: NDArray[np.int16],
+    embedding_dropout: float = 0.0,
+    residual_dropout: float = 0.0,
 ) -> tuple[Tensor, int]:
     """Mean over target items of the sum over 4 levels of cross-entropy over that level's 256 codes; how many targets.
 
     Every position of a sequence is predicted in one pass: the token before code l of an item is what predicts it.
+    The two dropouts are for training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
     device = backbone.device
     tokens = token_matrix(backbone, batch, codes)
@@ -212,8 +182,7 @@ def sequence_loss(
         wanted[i, : len(sequence.rows)] = codes[sequence.rows]
         target[i, sequence.first_target : len(sequence.rows)] = True
     inputs = backbone.model.get_input_embeddings()(torch.from_numpy(tokens[:, :-1]).to(device))
-    inputs = nn.functional.dropout(inputs, embedding_dropout, training=backbone.model.training)
-    hidden = backbone.decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    hidden = decode(backbone, dropout(inputs, embedding_dropout, backbone.model.training), residual_dropout)
     mask = torch.from_numpy(target).to(device)
     hidden = hidden.view(len(batch), longest, LEVELS, -1)[mask]  # [targets, 4, hidden]
     logits = torch.einsum("nld,lcd->nlc", hidden, backbone.head.to(hidden.dtype))

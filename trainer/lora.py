@@ -45,10 +45,10 @@ class LoraBackbone:
             a = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
             for own, value in zip(names_of(peft_name), (a, torch.zeros(rows, rank)), strict=True):
                 self.parameters[own] = nn.Parameter(value.to(module.weight.device))
-            self.layers[peft_name] = AdaptedLinear(peft_name, module, self.scale, dropout)
+            self.layers[peft_name] = AdaptedLinear(peft_name, module, self.scale, dropout, self._refresh)
         self.compose: Callable[[], LoraTensors] = lambda: self.parameters
         self._replace(self.layers)
-        self._before = backbone.decoder.register_forward_pre_hook(lambda *_: self._set(self.compose()))
+        self._before = backbone.decoder.register_forward_pre_hook(lambda *_: self._refresh())
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -83,7 +83,9 @@ class LoraBackbone:
         self._replace({name: layer.base for name, layer in self.layers.items()})
         return self.backbone
 
-    def _set(self, tensors: LoraTensors) -> None:
+    def _refresh(self) -> None:
+        """Let the layers compute with what `compose` gives now."""
+        tensors = self.compose()
         for name, layer in self.layers.items():
             a_name, b_name = names_of(name)
             layer.current = (tensors[a_name], tensors[b_name])
@@ -99,13 +101,27 @@ class AdaptedLinear(nn.Module):
 
     current: tuple[Tensor, Tensor]  # a tuple, so that torch does not take the tensors for parameters of this module
 
-    def __init__(self, name: str, base: nn.Linear, scale: float, dropout: float) -> None:
+    def __init__(
+        self, name: str, base: nn.Linear, scale: float, dropout: float, refresh: Callable[[], None] = lambda: None
+    ) -> None:
+        """refresh: sets the A and B of the moment in this and all other layers of the adapter."""
         super().__init__()
         base.requires_grad_(False)
-        self.base, self._name, self._scale, self._dropout = base, name, scale, dropout
+        self.base, self._name, self._scale, self._dropout, self.refresh = base, name, scale, dropout, refresh
         self.observer: Observer | None = None
         self.observes_training_only = False
         self.train(base.training)  # a new module trains; dropout and observers go by the model's mode
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it is a product with `merged` (and the bias) now, and nobody looks on."""
+        observed = self.observer is not None and (self.training or not self.observes_training_only)
+        return not observed and not (self.training and self._dropout)
+
+    def merged(self) -> Tensor:
+        """W + s B A [out, in], differentiable in A and B."""
+        a, b = self.current
+        return torch.addmm(self.base.weight.to(b.dtype), b, a, alpha=self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None and (self.training or not self.observes_training_only):

@@ -44,15 +44,20 @@ class Llama:
 
 def as_llama(model: PreTrainedModel) -> Llama | None:
     """None for what this module does not compute: another architecture, biases, wrapped layers."""
-    if type(model) is not LlamaForCausalLM:
-        return None
-    config = model.config
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias or rope not in PLAIN_ROPE:
+    if not is_plain_llama(model) or not isinstance(model, LlamaForCausalLM):
         return None
     layers = [_layer(block) for block in model.model.layers]
     whole = tuple(layer for layer in layers if layer is not None)
     return Llama(model.model, whole) if len(whole) == len(layers) else None
+
+
+def is_plain_llama(model: PreTrainedModel) -> bool:
+    """SiLU, no biases, rotary frequencies that do not depend on the length of the prompt."""
+    if type(model) is not LlamaForCausalLM:
+        return False
+    config = model.config
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return config.hidden_act == "silu" and not (config.attention_bias or config.mlp_bias) and rope in PLAIN_ROPE
 
 
 def _layer(block: nn.Module) -> Layer | None:

@@ -14,7 +14,7 @@ from service.generation.reference import score_items
 from service.settings import GroupBy
 from tests.models import tiny_backbone
 from trainer.examples import TrainingSequence
-from trainer.fit import FitConfig, FitReport, batches, fit, residual_dropout, schedule, sequence_loss
+from trainer.fit import FitConfig, FitReport, batches, fit, schedule, sequence_loss
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter, Method
 from trainer.methods.proximal import peso
@@ -128,10 +128,9 @@ def test_residual_dropout_acts_in_training_only_and_leaves_no_trace() -> None:
     backbone = tiny_backbone()
     plain = loss_of(backbone, USERS)
 
-    with residual_dropout(backbone, 0.5):
-        assert loss_of(backbone, USERS) == plain
-        backbone.model.train()
-        assert loss_of(backbone, USERS) != plain
+    assert sequence_loss(backbone, USERS, CODES, 0.0, 0.5)[0].item() == plain
+    backbone.model.train()
+    assert sequence_loss(backbone, USERS, CODES, 0.0, 0.5)[0].item() != plain
     assert loss_of(backbone, USERS) == plain
 
 
