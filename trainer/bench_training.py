@@ -1,8 +1,8 @@
 """How many examples a second a LoRA learns from: our training step beside transformers + peft as commonly written.
 
 An example is one target item behind the items before it. The peer takes each as a padded sequence of its own, with
-PEFT's layers, transformers' forward pass and the loss over the whole vocabulary; ours takes all targets of a piece of a
-user's history in one pass, with the loss over each level's codes. Both run forward, backward and AdamW over the same
+PEFT's layers, transformers' forward pass and the loss over the whole vocabulary; ours takes all targets of a piece of
+a user's history in one pass, with the loss over each level's codes. Both run forward, backward and AdamW over the same
 examples in turns in one process, so that whatever else the machine does falls on both. Gradients of A and B are compared
 with PEFT's layers under one loss, in float32, at weights where both factors count.
 """
@@ -32,7 +32,7 @@ RANK, ALPHA, ITEMS, TARGETS = 8, 16, 20, 10
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """batch: our sequences in a step, each with 10 targets. Medians over repeats; fewest and most of the ratio of times.
+    """batch: our sequences in a step, each with 10 targets. Medians over repeats; fewest, most: of the ratio of times.
 
     layers_speedup: beside PEFT's layers under our own batches and loss, which isolates the forward and backward pass.
     max_gradient_difference: relative to the largest.
@@ -146,7 +146,9 @@ def _common_loss(peer: Backbone, examples: Sequence[TrainingSequence], codes: ND
     return loss
 
 
-def _way(backbone: Backbone, parameters: list[nn.Parameter], losses: Sequence[Callable[[], Tensor]]) -> Callable[[], None]:
+def _way(
+    backbone: Backbone, parameters: list[nn.Parameter], losses: Sequence[Callable[[], Tensor]]
+) -> Callable[[], None]:
     """Over all examples once, an optimiser step a loss."""
     optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     device = backbone.device

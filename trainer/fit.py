@@ -171,7 +171,7 @@ def sequence_loss(
     """Mean over target items of the sum over 4 levels of cross-entropy over that level's 256 codes; how many targets.
 
     Every position of a sequence is predicted in one pass: the token before code l of an item is what predicts it.
-    The two dropouts are for training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
+    The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
     device = backbone.device
     tokens = token_matrix(backbone, batch, codes)

@@ -54,7 +54,7 @@ class _Shape:
 
 
 def decodes(model: PreTrainedModel) -> bool:
-    """Whether decode_llama computes what this model does now: plain layers, adapted ones only where they can be merged."""
+    """Whether decode_llama computes what this model does now: plain layers, and adapted ones that can be merged."""
     if not is_plain_llama(model):
         return False
     return all(
