@@ -135,13 +135,15 @@ class Settings(BaseSettings):
     """Dropout before LoRA A while training (paper: 0.05); 0 trains about twice as fast (docs/decisions/0007)."""
     learning_rate_base: Annotated[float, Field(gt=0)] = 3e-3
     """Peak AdamW rate of the base (D_1)."""
-    learning_rate_update: Annotated[float, Field(gt=0)] = 2e-3
-    """Peak AdamW rate of a window's update; below the base's (paper figure 4)."""
+    learning_rate_update: Annotated[float, Field(gt=0)] = 4e-3
+    """Peak AdamW rate of a window's update (docs/decisions/0010)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay of an update (paper: 0.01)."""
     update_epochs: Positive = 4
-    """Passes over a window; the best by validation is kept, the starting point included (paper: 4)."""
-    update_batch_size: Positive = 32
+    """Passes over a window at least; the best by validation is kept, the starting point included (paper: 4)."""
+    update_min_steps: Annotated[int, Field(ge=0)] = 600
+    """Optimiser steps of an update at least: a small window is passed over more often, up to 20 times."""
+    update_batch_size: Positive = 8
     """Sequences in one optimiser step of an update."""
     embedding_dropout: Fraction = 0.2
     """Dropout on token embeddings while training; a small model overfits within a few passes without it."""

@@ -3,7 +3,7 @@
 An example is one target item behind the items before it. The peer takes each as a padded sequence of its own, with
 PEFT's layers, transformers' forward pass and the loss over the whole vocabulary; ours takes all targets of a piece of
 a user's history in one pass, with the loss over each level's codes. Both run forward, backward and AdamW over the same
-same examples in turns in one process, so that whatever else the machine does falls on both. Gradients of A and B are
+examples in turns in one process, so that whatever else the machine does falls on both. Gradients of A and B are
 compared with PEFT's layers under one loss, in float32, at weights where both factors count.
 """
 

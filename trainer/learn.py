@@ -3,6 +3,7 @@
 The scheduler's window, `adaptide trainer update` and a backtest all learn through here (DESIGN.md, idea 1).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter, Method
 from trainer.progress import Report, silent
 from trainer.tiny import low_precision_pays
+
+MOST_EPOCHS = 20
+"""Passes over a window so small that more would only be learnt by heart; ADAPTIDE_UPDATE_EPOCHS can ask for more."""
+EVALUATIONS = 10
+"""How often an update is validated, about: more would cost as much as the training itself."""
 
 
 @dataclass(slots=True)
@@ -156,13 +162,14 @@ def adapt(
         if not stage.parameters:
             return None, FitReport()
         validation = sample_cases(examples.validation, settings.evaluation_users, settings.seed)
+        config = update_fit_config(settings, len(examples.training), backbone.device)
         fitted = fit(
             lora.backbone,
             stage.parameters,
             lambda random: examples.training,
             codes,
-            update_fit_config(settings, backbone.device),
-            evaluate=lambda: -validation_loss(lora.backbone, validation, codes),
+            config,
+            evaluate=lambda: -validation_loss(lora.backbone, validation, codes, low_precision=config.low_precision),
             penalty=stage.penalty,
             penalty_weight=stage.weight,
             relative=stage.relative,
@@ -175,10 +182,14 @@ def adapt(
         lora.unwrap()
 
 
-def update_fit_config(settings: Settings, device: torch.device) -> FitConfig:
-    """How a window is trained."""
+def update_fit_config(settings: Settings, sequences: int, device: torch.device) -> FitConfig:
+    """How a window of so many training sequences is trained."""
+    steps = max(1, math.ceil(sequences / settings.update_batch_size))
+    more = min(MOST_EPOCHS, math.ceil(settings.update_min_steps / steps))
+    epochs = max(settings.update_epochs, more)
     return FitConfig(
-        epochs=settings.update_epochs,
+        epochs=epochs,
+        evaluate_every=max(1, epochs // EVALUATIONS),
         batch_size=settings.update_batch_size,
         learning_rate=settings.learning_rate_update,
         weight_decay=settings.weight_decay,

@@ -7,6 +7,7 @@ factors, norms, or the weights themselves. docs/decisions/0009 has the measureme
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.dropout import keep_mask
 from trainer.lora import AdaptedLinear
 
 aten = torch.ops.aten
+Watch = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # inputs of qkv, o, gate and up, down; norms' weights left out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +93,7 @@ def decode_llama(decoder: LlamaModel, inputs: Tensor, dropout: float) -> Tensor:
             adapted.refresh()
         for layer in layers:
             keep = [keep_mask(x.shape, dropout, dtype, x.device) if dropout else None for _ in range(2)]
-            x = _Block.apply(x, *_weights(layer, shape, dtype), *keep, shape)  # type: ignore[no-untyped-call]  # torch
+            x = _Block.apply(x, *_weights(layer, shape, dtype), *keep, shape, _watch(layer))  # type: ignore[no-untyped-call]  # torch
         weight = decoder.norm.weight.to(x.dtype)
         return functional.rms_norm(x, weight.shape, weight, shape.eps).view(batch, positions, hidden)
 
@@ -125,6 +127,21 @@ def _weights(layer: LlamaDecoderLayer, shape: _Shape, dtype: torch.dtype) -> lis
     return [weight.to(dtype) for weight in (qkv, o, gate * between, up * between, down)]
 
 
+def _watch(layer: LlamaDecoderLayer) -> Watch | None:
+    """Shows the layer's inputs to whoever observes it; None when nobody does."""
+    linears = [linear for linear in _linears(layer) if isinstance(linear, AdaptedLinear)]
+    if not any(linear.watched for linear in linears):
+        return None
+
+    def watch(normed: Tensor, mixed: Tensor, normed_2: Tensor, product: Tensor) -> None:
+        first, second = normed * layer.input_layernorm.weight, normed_2 * layer.post_attention_layernorm.weight
+        for linear, x in zip(_linears(layer), (first, first, first, mixed, second, second, product), strict=True):
+            if isinstance(linear, AdaptedLinear):
+                linear.show(x)
+
+    return watch
+
+
 def _merged(linear: nn.Module) -> Tensor:
     if isinstance(linear, AdaptedLinear):
         return linear.merged()
@@ -147,6 +164,7 @@ class _Block(torch.autograd.Function):
         keep_attention: Tensor | None,
         keep_mlp: Tensor | None,
         shape: _Shape,
+        watch: Watch | None,
     ) -> Tensor:
         dtype, rotated = qkv.dtype, (shape.heads + shape.kv_heads) * shape.size
         normed, scale = _normed(x, shape.eps)
@@ -168,6 +186,8 @@ class _Block(torch.autograd.Function):
         gated, raised = functional.linear(normed_2, gate), functional.linear(normed_2, up)
         active = functional.silu(gated)
         product = active * raised
+        if watch is not None:
+            watch(normed, mixed, normed_2, product)
         added = functional.linear(product, down)
         if keep_mlp is not None:
             added.mul_(keep_mlp)
@@ -214,7 +234,7 @@ class _Block(torch.autograd.Function):
         of_projected[:, rotated:].view(split).copy_(shape.to_rows(of_v))
         of_qkv = of_projected.T @ normed if trains[0] else None
         of_x = _through_norm(of_projected @ qkv, x, scale, of_middle)
-        return of_x, of_qkv, of_o, of_gate, of_up, of_down, None, None, None
+        return of_x, of_qkv, of_o, of_gate, of_up, of_down, None, None, None, None
 
 
 def _turn(rows: Tensor, turn: Tensor, shape: _Shape) -> Tensor:

@@ -114,9 +114,18 @@ class AdaptedLinear(nn.Module):
 
     @property
     def mergeable(self) -> bool:
-        """Whether it is a product with `merged` (and the bias) now, and nobody looks on."""
-        observed = self.observer is not None and (self.training or not self.observes_training_only)
-        return not observed and not (self.training and self._dropout)
+        """Whether it is a product with `merged` now (and the bias)."""
+        return not (self.training and self._dropout)
+
+    @property
+    def watched(self) -> bool:
+        """Whether an observer wants its inputs now."""
+        return self.observer is not None and (self.training or not self.observes_training_only)
+
+    def show(self, x: Tensor) -> None:
+        """Give the inputs [.., d_in] to the observer, if it wants them now."""
+        if self.observer is not None and self.watched:
+            self.observer(self._name, x.detach())
 
     def merged(self) -> Tensor:
         """W + s B A [out, in], differentiable in A and B."""
@@ -124,8 +133,7 @@ class AdaptedLinear(nn.Module):
         return torch.addmm(self.base.weight.to(b.dtype), b, a, alpha=self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.observer is not None and (self.training or not self.observes_training_only):
-            self.observer(self._name, x.detach())
+        self.show(x)
         a, b = self.current
         if self.training and self._dropout:
             dropped = nn.functional.dropout(x, self._dropout)

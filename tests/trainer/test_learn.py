@@ -11,7 +11,7 @@ from service.generation.backbone import Backbone
 from tests.models import tiny_backbone
 from tests.trainer.methods.windows import CODES, ITEMS, RANK, chain, same, scores, settings, window
 from trainer.examples import Examples
-from trainer.learn import Learnt, Steps, adapt, learn, served
+from trainer.learn import Learnt, Steps, adapt, learn, served, update_fit_config
 from trainer.lora import LoraBackbone
 from trainer.methods import NAMES, make_method
 from trainer.methods.base import Adapter
@@ -172,3 +172,22 @@ def test_a_window_of_one_user_can_be_learnt() -> None:
     found, _ = adapt(tiny_backbone(), None, make_method(chosen), one, CODES, chosen)
 
     assert found is None or all(bool(t.isfinite().all()) for t in found.state.values())
+
+
+def test_a_small_window_is_passed_over_more_often_but_not_without_end() -> None:
+    def passes(sequences: int, **changes: object) -> int:
+        chosen = settings(update_epochs=4, update_min_steps=600, update_batch_size=8, **changes)
+        return update_fit_config(chosen, sequences, torch.device("cpu")).epochs
+
+    assert passes(8 * 150) == passes(8 * 1_000) == 4  # 600 steps and more in four passes
+    assert passes(8 * 149) == 5
+    assert passes(8 * 60) == 10
+    assert passes(8) == passes(0) == 20
+
+
+def test_an_update_is_validated_about_ten_times_and_at_its_end() -> None:
+    def every(epochs: int) -> int:
+        chosen = settings(update_epochs=epochs, update_min_steps=0)
+        return update_fit_config(chosen, 100, torch.device("cpu")).evaluate_every
+
+    assert [every(epochs) for epochs in (1, 4, 19, 20, 50)] == [1, 1, 1, 2, 5]

@@ -149,23 +149,30 @@ def test_the_factors_of_an_adapter_get_the_gradients_that_the_layers_would_give_
         assert (one - other).norm() < 5e-3 * other.norm()
 
 
-def test_an_observed_or_dropped_out_adapter_goes_through_its_own_layers() -> None:
+def test_an_observer_sees_what_the_layers_would_have_been_given() -> None:
     lora = LoraBackbone(Backbone(llama().requires_grad_(False)), rank=3, alpha=6, dropout=0.0, seed=0)
-    seen: list[str] = []
-    lora.observe(lambda module, x: seen.append(module), training_only=True)
+    seen: list[dict[str, Tensor]] = [{}, {}]
+    inputs = embedded(lora.backbone.model).detach()  # type: ignore[arg-type]
+    lora.backbone.model.train()
+    lora.observe(lambda module, x: seen[0].update({module: x}), training_only=True)
+    decode(lora.backbone, inputs)
+    lora.observe(lambda module, x: seen[1].update({module: x.flatten(0, 1)}), training_only=True)
+    lora.backbone.decoder(inputs_embeds=inputs, use_cache=False)
     lora.backbone.model.train(False)
-    assert decodes(lora.backbone.model)
+    lora.observe(lambda module, x: pytest.fail("outside of training nobody looks on"), training_only=True)
+    decode(lora.backbone, inputs)
+
+    assert len(seen[0]) == 3 * 7
+    for module, x in seen[0].items():
+        torch.testing.assert_close(x, seen[1][module], rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_before_a_cannot_be_merged_and_goes_through_the_layers() -> None:
+    lora = LoraBackbone(Backbone(llama().requires_grad_(False)), rank=3, alpha=6, dropout=0.1, seed=0)
     lora.backbone.model.train()
     assert not decodes(lora.backbone.model)
-
-    decode(lora.backbone, embedded(lora.backbone.model).float())  # type: ignore[arg-type]
-
-    assert len(seen) == 3 * 7
-    other = LoraBackbone(Backbone(llama().requires_grad_(False)), rank=3, alpha=6, dropout=0.1, seed=0)
-    other.backbone.model.train()
-    assert not decodes(other.backbone.model)
-    other.backbone.model.train(False)
-    assert decodes(other.backbone.model)
+    lora.backbone.model.train(False)
+    assert decodes(lora.backbone.model)
 
 
 def test_a_users_targets_in_one_pass_have_the_gradients_of_separate_examples() -> None:

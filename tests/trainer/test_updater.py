@@ -53,6 +53,8 @@ def make_settings(home: Path, database_url: str, **changes: Any) -> Settings:
         "database_url": database_url,
         "learning_rate_update": 1e-2,
         "update_epochs": 2,
+        "update_min_steps": 0,
+        "update_batch_size": 32,
         "evaluation_items_per_user": 2,
         "embedding_dropout": 0.0,
         "residual_dropout": 0.0,

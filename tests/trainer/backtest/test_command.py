@@ -32,7 +32,16 @@ def adaptide(*arguments: str, **environment: str) -> "subprocess.CompletedProces
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
-    return kept | {"ADAPTIDE_UPDATE_EPOCHS": "1", "ADAPTIDE_LEARNING_RATE_BASE": "0.01", "COLUMNS": "200"} | more
+    return (
+        kept
+        | {
+            "ADAPTIDE_UPDATE_EPOCHS": "1",
+            "ADAPTIDE_UPDATE_MIN_STEPS": "0",
+            "ADAPTIDE_LEARNING_RATE_BASE": "0.01",
+            "COLUMNS": "200",
+        }
+        | more
+    )
 
 
 @pytest.fixture
