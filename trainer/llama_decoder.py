@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-from service.generation.llama import is_plain_llama
+from service.generation.llama import interleaved, is_plain_llama
 from trainer.dropout import keep_mask
 from trainer.lora import AdaptedLinear
 
@@ -121,9 +121,8 @@ def _weights(layer: LlamaDecoderLayer, shape: _Shape, dtype: torch.dtype) -> lis
     """
     q, k, v, o, gate, up, down = map(_merged, _linears(layer))
     before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-    halves = torch.arange(shape.size, device=shape.mask.device).view(2, -1).T.reshape(-1)
-    rows = torch.arange(shape.heads + shape.kv_heads, device=halves.device)[:, None] * shape.size + halves
-    qkv = torch.cat([torch.cat([q, k])[rows.view(-1)], v]) * before
+    rows = interleaved(shape.heads + shape.kv_heads, shape.size, q.device)
+    qkv = torch.cat([torch.cat([q, k])[rows], v]) * before
     return [weight.to(dtype) for weight in (qkv, o, gate * between, up * between, down)]
 
 

@@ -72,9 +72,9 @@ def train_base(
     """
     backbone = new_tiny(config, fit_config.seed)
     nn.Module.to(backbone.model, device)
-    model = TorchModel(backbone, "training", None, least_beams=DEPTH)
 
     def evaluate() -> float:
+        model = TorchModel(backbone, "training", None, least_beams=DEPTH)
         return float(ndcg(model_ranks(model, validation, index, popularity), DEPTH).mean()) if validation else 0.0
 
     def sequences(random: np.random.Generator) -> list[TrainingSequence]:

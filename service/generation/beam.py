@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
+from service.generation.llama import Llama
 from service.generation.passes import open_passes
 
 
@@ -82,10 +83,17 @@ def expand(trie: TrieTensors, depth: int, beams: Beams, logp: Tensor, dead: Tens
 
 @torch.inference_mode()
 def beam_search(
-    backbone: Backbone, prompts: Tensor, lengths: Tensor, trie: TrieTensors, dead: Sequence[Tensor | None], width: int
+    backbone: Backbone,
+    llama: Llama | None,
+    prompts: Tensor,
+    lengths: Tensor,
+    trie: TrieTensors,
+    dead: Sequence[Tensor | None],
+    width: int,
 ) -> tuple[Tensor, Tensor]:
     """The best leaves of the trie for each prompt.
 
+    llama: the backbone's weights packed, where they can be (service.generation.llama).
     prompts: int64 [batch, longest], padded on the right; lengths: int64 [batch], at least 1.
     dead: per depth 0..3 the keys that `expand` takes. width: beams.
     Returns leaves int64 [batch, k] and scores float32 [batch, k] falling, k <= width; a slot with score -inf is empty.
@@ -95,7 +103,7 @@ def beam_search(
     if trie.leaves == 0:
         return torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
     width = min(width, trie.leaves)
-    passes = open_passes(backbone, batch, longest + (LEVELS - 1) * width)
+    passes = open_passes(backbone, llama, batch, longest + (LEVELS - 1) * width)
     logp = _level_log_softmax(backbone, passes.prefill(prompts, lengths)[:, None], 0)
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     beams = expand(trie, 0, Beams(root, root, torch.zeros(batch, 1, device=device)), logp, dead[0], width)

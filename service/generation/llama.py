@@ -1,9 +1,10 @@
 """The passes of one search through a Llama, written out for many short prompts.
 
-What it does less of than the general forward: the cache is one block per layer that grows in place; attention is two
-batched products and a softmax (torch's fused CPU kernel is two to six times slower with heads this small); after the
-last layer's keys and values only the last position of each prompt is computed; residuals are added inside a product.
-The weights are read from the model where they lie: no copy, so a model in training and a merged one both work.
+What it does less of than the general forward: query, key and value are one product, with the norm before it and the
+scale of the scores folded into the weights; a rotation is one complex product; the cache is one block per layer that
+grows in place; attention is two batched products and a softmax (torch's fused CPU kernel is two to six times slower
+with heads this small); after the last layer's keys and values only the last position of each prompt is computed;
+residuals are added inside a product.
 """
 
 import math
@@ -16,19 +17,20 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 PLAIN_ROPE = {"default", "linear", "llama3"}  # frequencies that do not depend on the length of the prompt
-Angles = tuple[Tensor, Tensor]  # cos and sin, [batch or 1, positions, 1, size / 2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """Weights of one block, [out, in] each, and its two norms, [hidden]."""
+    """Weights of one block, [out, in] each; in q and k each head's halves are interleaved (see interleaved).
 
-    attention_norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    attention_norm, mlp_norm: [hidden]. In float32 they are None: they are folded into the weights behind them, and the
+    scores' 1 / sqrt(size of a head) into q.
+    """
+
+    attention_norm: Tensor | None
+    qkv: Tensor
     o: Tensor
-    mlp_norm: Tensor
+    mlp_norm: Tensor | None
     gate: Tensor
     up: Tensor
     down: Tensor
@@ -40,15 +42,28 @@ class Llama:
 
     decoder: LlamaModel
     layers: tuple[Layer, ...]
+    heads: int
+    kv_heads: int
+    size: int
 
 
-def as_llama(model: PreTrainedModel) -> Llama | None:
-    """None for what this module does not compute: another architecture, biases, wrapped layers."""
+def pack(model: PreTrainedModel) -> Llama | None:
+    """The model's weights of now, rearranged; None for what this module does not compute.
+
+    That is another architecture, biases, wrapped layers, positions that depend on the length of the prompt.
+    """
     if not is_plain_llama(model) or not isinstance(model, LlamaForCausalLM):
         return None
-    layers = [_layer(block) for block in model.model.layers]
-    whole = tuple(layer for layer in layers if layer is not None)
-    return Llama(model.model, whole) if len(whole) == len(layers) else None
+    blocks = [block for block in model.model.layers if type(block) is LlamaDecoderLayer]
+    if len(blocks) < len(model.model.layers) or any(type(m) is not nn.Linear for b in blocks for m in _linears(b)):
+        return None  # for example LoRA that is not merged
+    config = model.config
+    heads = config.num_attention_heads
+    size = blocks[0].self_attn.q_proj.out_features // heads
+    kv_heads = blocks[0].self_attn.k_proj.out_features // size
+    with torch.no_grad():
+        layers = tuple(_packed(block, heads, kv_heads, size) for block in blocks)
+    return Llama(model.model, layers, heads, kv_heads, size)
 
 
 def is_plain_llama(model: PreTrainedModel) -> bool:
@@ -60,30 +75,40 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
     return config.hidden_act == "silu" and not (config.attention_bias or config.mlp_bias) and rope in PLAIN_ROPE
 
 
-def _layer(block: nn.Module) -> Layer | None:
-    if type(block) is not LlamaDecoderLayer:
-        return None
+def interleaved(heads: int, size: int, device: torch.device) -> Tensor:
+    """int64 [heads * size]: for each head row 0, row size / 2, row 1, row size / 2 + 1, .."""
+    halves = torch.arange(size, device=device).view(2, -1).T.reshape(-1)
+    return (torch.arange(heads, device=device)[:, None] * size + halves).view(-1)
+
+
+def _linears(block: LlamaDecoderLayer) -> tuple[nn.Module, ...]:
     attention, mlp = block.self_attn, block.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return None  # for example LoRA that is not merged
-    q, k, v, o, gate, up, down = (linear.weight for linear in linears)
-    return Layer(block.input_layernorm.weight, q, k, v, o, block.post_attention_layernorm.weight, gate, up, down)
+    return (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )
+
+
+def _packed(block: LlamaDecoderLayer, heads: int, kv_heads: int, size: int) -> Layer:
+    q, k, v, o, gate, up, down = (linear.weight for linear in _linears(block) if isinstance(linear, nn.Linear))
+    before, between = block.input_layernorm.weight, block.post_attention_layernorm.weight
+    rows = interleaved(heads + kv_heads, size, q.device)
+    if q.dtype is not torch.float32:  # another rounding of the weights would show
+        return Layer(before, torch.cat([torch.cat([q, k])[rows], v]), o, between, gate, up, down)
+    qkv = torch.cat([torch.cat([q / math.sqrt(size), k])[rows], v])
+    return Layer(None, qkv * before, o, None, gate * between, up * between, down)
 
 
 class LlamaPasses:
     """See Passes. capacity: positions that the cache holds for each prompt, prompt and beams together."""
 
     def __init__(self, llama: Llama, batch: int, capacity: int) -> None:
-        self._decoder, self._layers = llama.decoder, llama.layers
-        layers, config = llama.layers, llama.decoder.config
-        self._eps = config.rms_norm_eps
-        self._heads = config.num_attention_heads
-        self._size = layers[0].q.shape[0] // self._heads
-        self._kv_heads = layers[0].k.shape[0] // self._size
-        shape = (len(layers), batch, self._kv_heads, capacity, self._size)
-        self._keys = torch.empty(shape, dtype=layers[0].q.dtype, device=layers[0].q.device)
+        self._llama, self._decoder, self._layers = llama, llama.decoder, llama.layers
+        self._eps = llama.decoder.config.rms_norm_eps
+        self._rotated = (llama.heads + llama.kv_heads) * llama.size
+        weight = llama.layers[0].qkv
+        shape = (len(llama.layers), batch, llama.kv_heads, capacity, llama.size)
+        self._keys = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self._values = torch.empty_like(self._keys)
         self._batch, self._filled = batch, 0
 
@@ -92,89 +117,90 @@ class LlamaPasses:
         device = prompts.device
         place = torch.arange(longest, device=device)
         x = self._decoder.embed_tokens(prompts).view(batch * longest, -1)
-        angles = self._angles(x, place[None])
+        turn = self._turn(x, place[None])
         causal = _mask(place <= place[:, None], x.dtype)
         *early, last = range(len(self._layers))
         for i in early:
-            normed = self._remember(i, x, angles)
-            self._mix(i, x, self._attend(i, normed, angles, causal, longest))
-        normed = self._remember(last, x, angles)
+            q = self._remember(i, x, turn)
+            self._mix(i, x, self._attend(i, q, causal, longest))
+        q = self._remember(last, x, turn)
         ends = lengths - 1
-        final = torch.arange(batch, device=device) * longest + ends
-        x, normed = x[final], normed[final]
-        cos, sin = (of_all[0, ends][:, None] for of_all in angles)
+        rows = torch.arange(batch, device=device)
+        x = x[rows * longest + ends]
         prompt = _mask((place < lengths[:, None])[:, None, None], x.dtype)
-        self._mix(last, x, self._attend(last, normed, (cos, sin), prompt, longest))
+        self._mix(last, x, self._attend(last, q[rows, :, ends].unsqueeze(2), prompt, longest))
         self._filled = longest
-        return self._norm(x, self._decoder.norm.weight)
+        return functional.rms_norm(x, x.shape[-1:], self._decoder.norm.weight, self._eps)
 
     def step(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         batch, count = tokens.shape
         x = self._decoder.embed_tokens(tokens).view(batch * count, -1)
-        angles = self._angles(x, positions)
+        turn = self._turn(x, positions)
         mask = _mask(visible[:, None], x.dtype)
         for i in range(len(self._layers)):
-            normed = self._remember(i, x, angles)
-            self._mix(i, x, self._attend(i, normed, angles, mask, self._filled + count))
+            q = self._remember(i, x, turn)
+            self._mix(i, x, self._attend(i, q, mask, self._filled + count))
         self._filled += count
-        return self._norm(x, self._decoder.norm.weight).view(batch, count, -1)
+        normed = functional.rms_norm(x, x.shape[-1:], self._decoder.norm.weight, self._eps)
+        return normed.view(batch, count, -1)
 
-    def _angles(self, x: Tensor, positions: Tensor) -> Angles:
-        cos, sin = self._decoder.rotary_emb(x, positions)
-        half = self._size // 2
-        return cos[..., None, :half], sin[..., None, :half]
+    def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Complex [batch or 1, positions, 1, size / 2]."""
+        cos, sin = self._decoder.rotary_emb(x.float(), positions)
+        half = self._llama.size // 2
+        return torch.complex(cos[..., None, :half], sin[..., None, :half])
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self._eps)
-
-    def _remember(self, i: int, x: Tensor, angles: Angles) -> Tensor:
-        """Put the new positions' keys and values behind what the cache holds; returns x [rows, hidden] normed."""
-        layer = self._layers[i]
-        normed = self._norm(x, layer.attention_norm)
-        shape = (self._batch, -1, self._kv_heads, self._size)
-        keys = functional.linear(normed, layer.k).view(shape)
-        values = functional.linear(normed, layer.v).view(shape)
-        new = slice(self._filled, self._filled + keys.shape[1])
-        rotate(keys, angles, out=self._keys[i, :, :, new])
-        self._values[i, :, :, new] = values.transpose(1, 2)
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is not None:
+            return functional.rms_norm(x, weight.shape, weight, self._eps)
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        normed: Tensor = x * mean.add_(self._eps).rsqrt_()
         return normed
 
-    def _attend(self, i: int, normed: Tensor, angles: Angles, mask: Tensor, end: int) -> Tensor:
-        """[rows, heads * size]: what each row reads from the cache's first `end` positions.
+    def _remember(self, i: int, x: Tensor, turn: Tensor) -> Tensor:
+        """Put the new positions' keys and values behind what the cache holds.
+
+        Returns their queries, [batch, heads, positions, size].
+        """
+        layer, llama = self._layers[i], self._llama
+        projected = functional.linear(self._normed(x, layer.attention_norm), layer.qkv)
+        shape = (self._batch, len(x) // self._batch)
+        pairs = (
+            projected[:, : self._rotated]
+            .float()
+            .view(self._batch, -1, llama.heads + llama.kv_heads, llama.size // 2, 2)
+        )
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).transpose(1, 2)
+        values = projected[:, self._rotated :].view(*shape, llama.kv_heads, llama.size)
+        new = slice(self._filled, self._filled + turned.shape[2])
+        self._keys[i, :, :, new] = turned[:, llama.heads :]
+        self._values[i, :, :, new] = values.transpose(1, 2)
+        q = turned[:, : llama.heads]
+        return q if layer.attention_norm is None else q / math.sqrt(llama.size)
+
+    def _attend(self, i: int, q: Tensor, mask: Tensor, end: int) -> Tensor:
+        """[rows, heads * size]: what each query reads from the cache's first `end` positions.
 
         mask: 0 or -inf, [queries, end] or [batch, 1, queries, end].
         """
-        q = functional.linear(normed, self._layers[i].q).view(self._batch, -1, self._heads, self._size)
-        queries = q.shape[1]
-        rotated = q.new_empty(self._batch, self._heads, queries, self._size)
-        rotate(q, angles, out=rotated)
-        rotated.mul_(1 / math.sqrt(self._size))
+        llama, queries = self._llama, q.shape[2]
         # Heads that share keys stand under each other as rows of one product.
+        grouped = q.to(mask.dtype).reshape(self._batch * llama.kv_heads, -1, llama.size)
         keys, values = (held[i, :, :, :end].flatten(0, 1) for held in (self._keys, self._values))
-        scores = torch.bmm(rotated.view(self._batch * self._kv_heads, -1, self._size), keys.transpose(1, 2))
-        scores.view(self._batch, self._heads, queries, end).add_(mask)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))
+        scores.view(self._batch, llama.heads, queries, end).add_(mask)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-        mixed = torch.bmm(weights, values).view(self._batch, self._heads, queries, self._size)
+        mixed = torch.bmm(weights, values).view(self._batch, llama.heads, queries, llama.size)
         return mixed.transpose(1, 2).reshape(self._batch * queries, -1)
 
     def _mix(self, i: int, x: Tensor, attended: Tensor) -> None:
         """The rest of the block, added to x in place."""
         layer = self._layers[i]
         x.addmm_(attended, layer.o.T)
-        normed = self._norm(x, layer.mlp_norm)
+        normed = self._normed(x, layer.mlp_norm)
         gate = functional.silu(functional.linear(normed, layer.gate), inplace=True)
         x.addmm_(gate.mul_(functional.linear(normed, layer.up)), layer.down.T)
 
 
 def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
-
-
-def rotate(x: Tensor, angles: Angles, *, out: Tensor) -> None:
-    """Rotary position embedding from [batch, positions, heads, size] to [batch, heads, positions, size]."""
-    cos, sin = angles
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    target = out.transpose(1, 2)
-    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)

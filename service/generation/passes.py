@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from service.generation.backbone import Backbone
-from service.generation.llama import LlamaPasses, as_llama
+from service.generation.llama import Llama, LlamaPasses
 
 
 class Passes(Protocol):
@@ -52,7 +52,6 @@ class GeneralPasses:
         return hidden
 
 
-def open_passes(backbone: Backbone, batch: int, capacity: int) -> Passes:
-    """capacity: the most positions that a prompt and its beams take."""
-    llama = as_llama(backbone.model)
+def open_passes(backbone: Backbone, llama: Llama | None, batch: int, capacity: int) -> Passes:
+    """llama: the backbone's weights packed, where they can be. capacity: most positions of a prompt and its beams."""
     return GeneralPasses(backbone.decoder) if llama is None else LlamaPasses(llama, batch, capacity)

@@ -13,6 +13,7 @@ from service.catalog.trie import LEVELS, Trie
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
 from service.generation.beam import beam_search, trie_tensors
 from service.generation.engine import Generated, GenerationRequest
+from service.generation.llama import pack
 from service.generation.prompt import PAD, compact_prompt
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A ServedModel over one merged backbone."""
+    """A ServedModel over the weights that a merged backbone has when this is made."""
 
     def __init__(self, backbone: Backbone, base_id: str, adapter_version: str | None, least_beams: int) -> None:
         self.backbone = backbone
+        self._llama = pack(backbone.model)
         self.base_id = base_id
         self.adapter_version = adapter_version
         self._least_beams = least_beams
@@ -44,6 +46,7 @@ class TorchModel:
         prompts, lengths = pad_prompts([compact_prompt(r.history, self.backbone.first_code_token) for r in requests])
         leaves, scores = beam_search(
             self.backbone,
+            self._llama,
             prompts.to(device),
             lengths.to(device),
             trie_tensors(trie, device),
@@ -58,7 +61,7 @@ class TorchModel:
         return found
 
     def close(self) -> None:
-        del self.backbone
+        del self.backbone, self._llama
 
 
 class TorchEngine:
