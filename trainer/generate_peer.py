@@ -67,8 +67,8 @@ class GeneratePeer:
 
     def _allowed(self, start: int, excluded: NDArray[np.int64]) -> Allowed:
         dead: dict[tuple[int, ...], set[int]] = {}
-        for depth, nodes in enumerate(self._trie.dead_nodes(excluded)):
-            first_leaf = np.searchsorted(self._trie.node_of_leaf[depth], nodes)
+        for depth, gone in enumerate(self._trie.dead_nodes(excluded)):
+            first_leaf = np.searchsorted(self._trie.node_of_leaf[depth], gone.node)
             for *prefix, token in self._tokens[first_leaf, : depth + 1].tolist():
                 dead.setdefault(tuple(prefix), set()).add(token)
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.catalog.trie import CODES, LEVELS, Trie
@@ -20,10 +22,10 @@ from service.generation.passes import open_passes
 
 @dataclass(frozen=True, eq=False)
 class TrieTensors:
-    """A Trie on a device.
+    """A Trie on a device; on a CPU its own arrays.
 
-    code: per depth 1..4, int64 [nodes].
-    child_start: per depth 0..3, int64 [nodes + 1].
+    code: per depth 1..4, int16 [nodes].
+    child_start: per depth 0..3, int32 [nodes + 1].
     width: per depth 0..3, the most children that a node has.
     """
 
@@ -35,11 +37,33 @@ class TrieTensors:
     @classmethod
     def of(cls, trie: Trie, device: torch.device) -> "TrieTensors":
         return cls(
-            code=tuple(torch.from_numpy(codes).long().to(device) for codes in trie.code),
+            code=tuple(torch.from_numpy(codes).to(device) for codes in trie.code),
             child_start=tuple(torch.from_numpy(s).to(device) for s in trie.child_start),
             width=tuple(int((s[1:] - s[:-1]).max(initial=0)) for s in trie.child_start),
             leaves=trie.leaves,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """Children of one depth that requests exclude, int64 [m] each: whose, below which node, at which place there."""
+
+    request: Tensor
+    parent: Tensor
+    place: Tensor
+
+
+def pruned(excluded: Sequence[NDArray[np.int64]], trie: Trie, device: torch.device) -> tuple[Pruned | None, ...]:
+    """Per depth 0..3 what `expand` leaves out for requests that exclude these leaves; None: nothing."""
+    leaves = np.concatenate(excluded)
+    if not len(leaves):
+        return (None,) * LEVELS
+    request = np.repeat(np.arange(len(excluded)), [len(own) for own in excluded])
+    found = []
+    for dead in trie.dead_nodes(leaves, request):
+        parts = (dead.request, dead.parent, dead.node - dead.first_sibling)
+        found.append(Pruned(*(torch.from_numpy(part).to(device) for part in parts)) if len(dead.node) else None)
+    return tuple(found)
 
 
 @lru_cache(maxsize=2)  # the catalogue in use and its successor; many models search the same one
@@ -57,25 +81,23 @@ class Beams:
     scores: Tensor
 
 
-def expand(trie: TrieTensors, depth: int, beams: Beams, logp: Tensor, dead: Tensor | None, width: int) -> Beams:
+def expand(trie: TrieTensors, depth: int, beams: Beams, logp: Tensor, dead: Pruned | None, width: int) -> Beams:
     """The best `width` live children of all beams.
 
     depth: 0..3, the depth of `beams.nodes`. logp: float32 [batch, k, 256], log-softmax over the next level's codes.
-    dead: sorted int64 keys request * nodes + node of pruned children, or None.
+    dead: the children that are left out.
     """
-    batch = beams.nodes.shape[0]
-    nodes = trie.code[depth].shape[0]
     start = trie.child_start[depth]
     first = start[beams.nodes]
-    offset = torch.arange(trie.width[depth], device=logp.device)
-    child = first[..., None] + offset
-    live = offset < (start[beams.nodes + 1] - first)[..., None]
-    child = child.clamp(max=nodes - 1)
+    place = torch.arange(trie.width[depth], device=logp.device)
+    child = first[..., None] + place
+    live = place < (start[beams.nodes + 1] - first)[..., None]
+    child = child.clamp(max=trie.code[depth].shape[0] - 1).long()
     if dead is not None:
-        key = torch.arange(batch, device=logp.device)[:, None, None] * nodes + child
-        place = torch.searchsorted(dead, key).clamp(max=len(dead) - 1)
-        live &= dead[place] != key
-    total = beams.scores[..., None] + logp.gather(-1, trie.code[depth][child])
+        # Each pruned child lies below at most one beam of its request: a live beam's node is in no other.
+        entry, beam = (beams.nodes[dead.request] == dead.parent[:, None]).nonzero(as_tuple=True)
+        live[dead.request[entry], beam, dead.place[entry]] = False
+    total = beams.scores[..., None] + logp.gather(-1, trie.code[depth][child].long())
     total = total.masked_fill(~live, -torch.inf).flatten(1)
     scores, chosen = total.topk(min(width, total.shape[1]), dim=1)
     return Beams(child.flatten(1).gather(1, chosen), chosen // trie.width[depth], scores)
@@ -88,14 +110,14 @@ def beam_search(
     prompts: Tensor,
     lengths: Tensor,
     trie: TrieTensors,
-    dead: Sequence[Tensor | None],
+    dead: Sequence[Pruned | None],
     width: int,
 ) -> tuple[Tensor, Tensor]:
     """The best leaves of the trie for each prompt.
 
     llama: the backbone's weights packed, where they can be (service.generation.llama).
     prompts: int64 [batch, longest], padded on the right; lengths: int64 [batch], at least 1.
-    dead: per depth 0..3 the keys that `expand` takes. width: beams.
+    dead: per depth 0..3 what `expand` leaves out. width: beams.
     Returns leaves int64 [batch, k] and scores float32 [batch, k] falling, k <= width; a slot with score -inf is empty.
     """
     batch, longest = prompts.shape
@@ -113,7 +135,7 @@ def beam_search(
         mine = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
         ancestors = visible.gather(1, beams.parent[..., None].expand(-1, -1, visible.shape[2]))
         visible = torch.cat([ancestors, mine], dim=2)
-        tokens = backbone.first_code_token + CODES * (depth - 1) + trie.code[depth - 1][beams.nodes]
+        tokens = backbone.first_code_token + CODES * (depth - 1) + trie.code[depth - 1][beams.nodes].long()
         hidden = passes.step(tokens, (lengths + depth - 1)[:, None].expand(-1, count), visible)
         beams = expand(trie, depth, beams, _level_log_softmax(backbone, hidden, depth), dead[depth], width)
     return beams.nodes, beams.scores

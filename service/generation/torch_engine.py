@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.catalog.trie import LEVELS, Trie
+from service.catalog.trie import Trie
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
-from service.generation.beam import beam_search, trie_tensors
+from service.generation.beam import beam_search, pruned, trie_tensors
 from service.generation.engine import Generated, GenerationRequest
 from service.generation.llama import pack
 from service.generation.prompt import PAD, compact_prompt
@@ -50,7 +50,7 @@ class TorchModel:
             prompts.to(device),
             lengths.to(device),
             trie_tensors(trie, device),
-            dead_keys([r.excluded for r in requests], trie, device),
+            pruned([r.excluded for r in requests], trie, device),
             width,
         )
         found = []
@@ -95,17 +95,3 @@ def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     return torch.from_numpy(padded), torch.from_numpy(lengths)
-
-
-def dead_keys(excluded: Sequence[NDArray[np.int64]], trie: Trie, device: torch.device) -> list[Tensor | None]:
-    """Per depth 0..3 the sorted keys of the children that each request prunes (see beam.expand); None: no pruning."""
-    leaves = np.concatenate(excluded)
-    if not len(leaves):
-        return [None] * LEVELS
-    request = np.repeat(np.arange(len(excluded)), [len(own) for own in excluded])
-    dead: list[Tensor | None] = []
-    for ancestor, total in zip(trie.node_of_leaf, trie.leaf_count, strict=True):
-        keys, below = np.unique(request * len(total) + ancestor[leaves], return_counts=True)
-        keys = keys[below == total[keys % len(total)]]  # nodes all of whose leaves this request excludes
-        dead.append(torch.from_numpy(keys).to(device) if len(keys) else None)
-    return dead

@@ -92,7 +92,7 @@ def test_a_node_is_dead_when_no_leaf_below_it_is_left() -> None:
     trie = build_trie(SMALL)
 
     def dead(*leaves: int) -> list[list[int]]:
-        return [nodes.tolist() for nodes in trie.dead_nodes(np.array(leaves, dtype=np.int64))]
+        return [dead.node.tolist() for dead in trie.dead_nodes(np.array(leaves, dtype=np.int64))]
 
     assert dead() == [[], [], [], []]
     assert dead(1) == [[], [], [], [1]]  # its sibling keeps the prefix alive
@@ -107,7 +107,7 @@ def test_an_empty_trie_answers_every_question() -> None:
         assert walk(trie) == {}
         nothing = np.empty(0, dtype=np.int64)
         assert trie.excluded_leaves(nothing).tolist() == []
-        assert [nodes.tolist() for nodes in trie.dead_nodes(nothing)] == [[], [], [], []]
+        assert [dead.node.tolist() for dead in trie.dead_nodes(nothing)] == [[], [], [], []]
     assert trie.excluded_leaves(np.arange(6)).tolist() == []
 
 
@@ -149,4 +149,22 @@ def test_excluded_leaves_and_dead_nodes_are_those_of_a_dictionary_trie(
     for depth in range(1, LEVELS + 1):
         prefixes = sorted({path[:depth] for path in expected})
         alive = {path[:depth] for path in expected if path not in gone}
-        assert [prefixes[node] for node in dead[depth - 1]] == [p for p in prefixes if p not in alive]
+        assert [prefixes[node] for node in dead[depth - 1].node] == [p for p in prefixes if p not in alive]
+
+
+def test_many_requests_are_answered_as_each_alone() -> None:
+    trie = build_trie(SMALL)
+    asked = [[0], [1, 2], [], [0, 1, 2, 3]]
+    leaves = np.array([leaf for own in asked for leaf in own], dtype=np.int64)
+    request = np.repeat(np.arange(4), [len(own) for own in asked])
+
+    together = trie.dead_nodes(leaves, request)
+
+    for depth in range(LEVELS):
+        dead = together[depth]
+        for i, own in enumerate(asked):
+            alone = trie.dead_nodes(np.array(own, dtype=np.int64))[depth].node.tolist()
+            assert dead.node[dead.request == i].tolist() == alone
+        children = [range(*trie.child_start[depth][parent : parent + 2]) for parent in dead.parent]
+        assert all(node in own for node, own in zip(dead.node, children, strict=True))
+        assert dead.first_sibling.tolist() == [own.start for own in children]
