@@ -17,6 +17,7 @@ import trainer.importer
 from service.adapters.artifacts import ArtifactStore
 from service.cli import Json, opened, print_json
 from service.errors import InvalidRequest
+from service.kit.allocator import keep_freed_memory
 from service.kit.clock import utc_now
 from service.settings import load_settings
 from service.telemetry import configure_logging
@@ -35,6 +36,7 @@ app.command()(trainer.backtest.command.backtest)
 
 def main() -> None:
     """Exit status: 0 good, 1 failed, 2 wrong use."""
+    keep_freed_memory()
     service.cli.run(app)
 
 
