@@ -45,6 +45,10 @@ class Entry:
     tasks: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in self.variant.items())])
+
+    @property
     def seeds(self) -> list[int]:
         return sorted(int(task["seed"]) for task in self.tasks)
 
@@ -271,8 +275,11 @@ def _matrix(entry: Entry, blocks: int) -> Float64:
 
 
 def _groups(groups: Mapping[str, Any], entries: Sequence[Entry], against: Sequence[Entry | None]) -> dict[str, Any]:
-    """Per half of the users (by the block's median) each default method's NDCG@10 gain over single evolving LoRA."""
-    pairs = [(e, b) for e, b in zip(entries, against, strict=True) if b is not None and not e.variant and e is not b]
+    """Per half of the users (by the block's median) each entry's NDCG@10 gain over single evolving LoRA.
+
+    A variant is called by its method and what it changes: `peso, ratio 0.1`.
+    """
+    pairs = [(e, b) for e, b in zip(entries, against, strict=True) if b is not None and e is not b]
     masks: dict[str, dict[int, np.ndarray]] = {"drifted": {}, "steady": {}, "long history": {}, "short history": {}}
     for block, own in groups.items():
         for names, key in ((("drifted", "steady"), "drift"), (("long history", "short history"), "history")):
@@ -285,6 +292,6 @@ def _groups(groups: Mapping[str, Any], entries: Sequence[Entry], against: Sequen
         gains = zip(pairs, _gains(pairs, own_masks), strict=True)
         found[name] = {
             "users": {str(block): int(mask.sum()) for block, mask in own_masks.items()},
-            "gains": {entry.method: _gain_json(gain, NDCG_10) for (entry, _), gain in gains},
+            "gains": {entry.name: _gain_json(gain, NDCG_10) for (entry, _), gain in gains},
         }
     return found

@@ -201,8 +201,9 @@ def _sweeps(results: Mapping[str, Any]) -> Table:
 
 def _groups(results: Mapping[str, Any]) -> Table:
     groups = results["groups"]
-    names = [name for name in results["methods"] if any(own["gains"].get(name) for own in groups.values())]
-    names.sort(key=lambda name: name != PESO)
+    names = [name for own in list(groups.values())[:1] for name in own["gains"]]
+    names = [name for name in names if any(own["gains"].get(name) for own in groups.values())]
+    names.sort(key=lambda name: name.partition(",")[0] != PESO)
 
     def cell(name: str, group: str) -> Cell:
         found = groups[group]["gains"].get(name)
