@@ -7,8 +7,7 @@ float32.
 
 import copy
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from trainer.bench_evaluation import random_backbone, random_catalogue
 from trainer.generate_peer import GeneratePeer
 from trainer.smollm2 import load_smollm2
 from trainer.tiny import TinyConfig
+from trainer.turns import in_turns
 
 MODELS = ("tiny", "smollm2")
 BEAMS = 10
@@ -82,7 +82,7 @@ def bench_engine(
             lambda: peer.leaves(requests),  # noqa: B023
             lambda: _forward(backbone, prompts),  # noqa: B023
         ]
-        own, slow, bare = _in_turns(ways, repeats)
+        own, slow, bare = in_turns(ways, repeats)
         speedups = [b / a for a, b in zip(own, slow, strict=True)]
         over = [a / b for a, b in zip(own, bare, strict=True)]
         rows.append(
@@ -105,18 +105,6 @@ def bench_engine(
             )
         )
     return rows
-
-
-def _in_turns(ways: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds of each way in each repeat, after one that is not counted."""
-    times: list[list[float]] = [[] for _ in ways]
-    for turn in range(repeats + 1):
-        for way, own in zip(ways, times, strict=True):
-            started = time.perf_counter()
-            way()
-            if turn:
-                own.append(time.perf_counter() - started)
-    return times
 
 
 @torch.inference_mode()

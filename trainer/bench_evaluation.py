@@ -5,7 +5,6 @@ whatever else the machine does falls on all of them. That they return the same l
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from trainer.evaluation import DEPTH, model_ranks
 from trainer.examples import Case
 from trainer.generate_peer import GeneratePeer
 from trainer.tiny import TinyConfig, new_tiny
+from trainer.turns import in_turns
 
 PEER_USERS, SINGLE_USERS = 16, 64  # the slow ways are timed on the first users only
 BATCH = 64  # as model_ranks has it, though that also sorts users by the length of their history
@@ -82,12 +82,8 @@ def bench_evaluation(
         ),
         ("engine, batched", len(cases), lambda: model_ranks(model, cases, index, popularity), batched),
     ]
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats):
-        for (_, count, run, _), own in zip(ways, seconds, strict=True):
-            started = time.perf_counter()
-            run()
-            own.append((time.perf_counter() - started) / count)
+    times = in_turns([run for _, _, run, _ in ways], repeats)
+    seconds = [[one / count for one in own] for (_, count, _, _), own in zip(ways, times, strict=True)]
     return [
         BenchRow(
             way,

@@ -10,6 +10,7 @@ import torch
 
 from service.catalog.trie import CODES, LEVELS, build_trie
 from service.generation.beam import Beams, TrieTensors, expand, pruned
+from trainer.turns import in_turns
 
 REQUESTS, BEAMS, EXCLUDED = 64, 10, 500
 
@@ -61,9 +62,4 @@ def bench_trie(items: int, seed: int, *, repeats: int = 15) -> TrieRow:
 
 
 def _milliseconds(run: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[1:])
+    return 1000 * statistics.median(in_turns([run], repeats)[0])

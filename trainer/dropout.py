@@ -1,4 +1,4 @@
-"""Dropout whose mask is drawn a byte an element: torch's own draws take a quarter of a small model's training step."""
+"""Dropout whose mask is drawn a byte an element: torch's own draws take a fifth of a small model's training step."""
 
 import math
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-from service.generation.llama import interleaved, is_plain_llama
+from service.generation.llama import interleaved, is_plain_llama, linears
 from trainer.dropout import keep_mask
 from trainer.lora import AdaptedLinear
 
@@ -63,15 +63,7 @@ def decodes(model: PreTrainedModel) -> bool:
         linear.mergeable if isinstance(linear, AdaptedLinear) else type(linear) is nn.Linear
         for layer in model.base_model.modules()
         if isinstance(layer, LlamaDecoderLayer)
-        for linear in _linears(layer)
-    )
-
-
-def _linears(layer: LlamaDecoderLayer) -> tuple[nn.Module, ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        for linear in linears(layer)
     )
 
 
@@ -88,7 +80,7 @@ def decode_llama(decoder: LlamaModel, inputs: Tensor, dropout: float) -> Tensor:
         x = inputs.to(torch.promote_types(inputs.dtype, torch.float32)).reshape(batch * positions, hidden)
         shape = _shape(decoder, batch, positions, x, dtype)
         layers = [layer for layer in decoder.layers if isinstance(layer, LlamaDecoderLayer)]
-        adapted = next((linear for linear in _linears(layers[0]) if isinstance(linear, AdaptedLinear)), None)
+        adapted = next((linear for linear in linears(layers[0]) if isinstance(linear, AdaptedLinear)), None)
         if adapted is not None:
             adapted.refresh()
         for layer in layers:
@@ -119,7 +111,7 @@ def _weights(layer: LlamaDecoderLayer, shape: _Shape, dtype: torch.dtype) -> lis
     In q and k the two halves of each head are interleaved, so that a rotation is the product of complex numbers;
     scores do not change, since both are permuted alike.
     """
-    q, k, v, o, gate, up, down = map(_merged, _linears(layer))
+    q, k, v, o, gate, up, down = map(_merged, linears(layer))
     before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     rows = interleaved(shape.heads + shape.kv_heads, shape.size, q.device)
     qkv = torch.cat([torch.cat([q, k])[rows], v]) * before
@@ -128,13 +120,12 @@ def _weights(layer: LlamaDecoderLayer, shape: _Shape, dtype: torch.dtype) -> lis
 
 def _watch(layer: LlamaDecoderLayer) -> Watch | None:
     """Shows the layer's inputs to whoever observes it; None when nobody does."""
-    linears = [linear for linear in _linears(layer) if isinstance(linear, AdaptedLinear)]
-    if not any(linear.watched for linear in linears):
+    if not any(isinstance(linear, AdaptedLinear) and linear.watched for linear in linears(layer)):
         return None
 
     def watch(normed: Tensor, mixed: Tensor, normed_2: Tensor, product: Tensor) -> None:
         first, second = normed * layer.input_layernorm.weight, normed_2 * layer.post_attention_layernorm.weight
-        for linear, x in zip(_linears(layer), (first, first, first, mixed, second, second, product), strict=True):
+        for linear, x in zip(linears(layer), (first, first, first, mixed, second, second, product), strict=True):
             if isinstance(linear, AdaptedLinear):
                 linear.show(x)
 

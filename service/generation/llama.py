@@ -55,7 +55,7 @@ def pack(model: PreTrainedModel) -> Llama | None:
     if not is_plain_llama(model) or not isinstance(model, LlamaForCausalLM):
         return None
     blocks = [block for block in model.model.layers if type(block) is LlamaDecoderLayer]
-    if len(blocks) < len(model.model.layers) or any(type(m) is not nn.Linear for b in blocks for m in _linears(b)):
+    if len(blocks) < len(model.model.layers) or any(type(m) is not nn.Linear for b in blocks for m in linears(b)):
         return None  # for example LoRA that is not merged
     config = model.config
     heads = config.num_attention_heads
@@ -81,7 +81,8 @@ def interleaved(heads: int, size: int, device: torch.device) -> Tensor:
     return (torch.arange(heads, device=device)[:, None] * size + halves).view(-1)
 
 
-def _linears(block: LlamaDecoderLayer) -> tuple[nn.Module, ...]:
+def linears(block: LlamaDecoderLayer) -> tuple[nn.Module, ...]:
+    """q, k, v, o, gate, up, down."""
     attention, mlp = block.self_attn, block.mlp
     return (
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -90,7 +91,7 @@ def _linears(block: LlamaDecoderLayer) -> tuple[nn.Module, ...]:
 
 
 def _packed(block: LlamaDecoderLayer, heads: int, kv_heads: int, size: int) -> Layer:
-    q, k, v, o, gate, up, down = (linear.weight for linear in _linears(block) if isinstance(linear, nn.Linear))
+    q, k, v, o, gate, up, down = (linear.weight for linear in linears(block) if isinstance(linear, nn.Linear))
     before, between = block.input_layernorm.weight, block.post_attention_layernorm.weight
     rows = interleaved(heads + kv_heads, size, q.device)
     if q.dtype is not torch.float32:  # another rounding of the weights would show
