@@ -68,7 +68,7 @@ def bench_engine(
     peer = GeneratePeer(backbone, trie, BEAMS)
     exact_engine, exact_peer = engine, peer
     if next(backbone.model.parameters()).dtype is not torch.float32:  # rounded scores tie, and ties have no order
-        exact = Backbone(nn.Module.float(copy.deepcopy(backbone.model)), backbone.first_code_token)
+        exact = Backbone(nn.Module.float(copy.deepcopy(backbone.model)), backbone.prompt)
         exact_engine, exact_peer = TorchModel(exact, "bench", None, BEAMS), GeneratePeer(exact, trie, BEAMS)
     rows = []
     for batch in batches:

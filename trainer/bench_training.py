@@ -102,7 +102,7 @@ def _with_peft(backbone: Backbone) -> tuple[Backbone, dict[str, nn.Parameter]]:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         wrapped = get_peft_model(backbone.model, config)
     trained = {n.replace(".default", ""): p for n, p in wrapped.named_parameters() if p.requires_grad}
-    return Backbone(backbone.model, backbone.first_code_token), trained
+    return Backbone(backbone.model, backbone.prompt), trained
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
-from service.generation.prompt import BOS, PAD, level_offsets
+from service.generation.prompt import PAD
 from trainer.decoder import decode
 from trainer.dropout import dropout
 from trainer.examples import TrainingSequence
@@ -196,10 +196,9 @@ def token_matrix(backbone: Backbone, batch: Sequence[TrainingSequence], codes: N
     """int64 [batch, 1 + 4 longest]: the start token and each sequence's semantic-ID tokens, padded on the right."""
     longest = max(len(s.rows) for s in batch)
     tokens = np.full((len(batch), 1 + LEVELS * longest), PAD, dtype=np.int64)
-    tokens[:, 0] = BOS
     for row, sequence in zip(tokens, batch, strict=True):
-        own = codes[sequence.rows].astype(np.int64) + level_offsets(backbone.first_code_token)
-        row[1 : 1 + own.size] = own.reshape(-1)
+        own = backbone.prompt.encode(codes[sequence.rows])
+        row[: own.size] = own
     return tokens
 
 

@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrained
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
 from service.generation.engine import GenerationRequest
-from service.generation.prompt import EOS, PAD, compact_prompt, level_offsets
+from service.generation.prompt import EOS, PAD
 
 Allowed = Callable[[int, Tensor], list[int]]
 
@@ -26,7 +26,7 @@ class GeneratePeer:
         self._backbone, self._trie, self._beams = backbone, trie, beams
         self._children: dict[tuple[int, ...], list[int]] = {}
         self._leaf: dict[tuple[int, ...], int] = {}
-        self._tokens = trie.leaf_codes + level_offsets(backbone.first_code_token)
+        self._tokens = trie.leaf_codes + backbone.prompt.offsets
         for leaf, whole in enumerate(self._tokens.tolist()):
             self._leaf[tuple(whole)] = leaf
             for depth, token in enumerate(whole):
@@ -40,7 +40,7 @@ class GeneratePeer:
         one_score: score by the softmax over the level's codes, as the engine does, and not over the whole vocabulary,
         as generate() does by itself; so that the lists can be compared.
         """
-        prompts = [compact_prompt(request.history, self._backbone.first_code_token) for request in requests]
+        prompts = [self._backbone.prompt.encode(request.history) for request in requests]
         prompt = torch.from_numpy(np.stack(prompts)).to(self._backbone.device)
         start = prompt.shape[1]
         each = [self._allowed(start, request.excluded) for request in requests]

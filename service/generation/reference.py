@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
-from service.generation.prompt import compact_prompt, level_offsets
 
 
 @torch.inference_mode()
@@ -14,8 +13,8 @@ def score_items(
     backbone: Backbone, history: NDArray[np.int16], codes: NDArray[np.int16], batch_size: int = 256
 ) -> NDArray[np.float64]:
     """float64 [n]: sum over levels of log-softmax over that level's 256 codes, for each row of codes (int16 [n, 4])."""
-    prompt = compact_prompt(history, backbone.first_code_token)
-    offsets = level_offsets(backbone.first_code_token)
+    prompt = backbone.prompt.encode(history)
+    offsets = backbone.prompt.offsets
     scores = np.empty(len(codes))
     for first in range(0, len(codes), batch_size):
         part = codes[first : first + batch_size].astype(np.int64)

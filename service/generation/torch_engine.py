@@ -14,7 +14,7 @@ from service.generation.backbone import Backbone, load_backbone, merge_lora, pic
 from service.generation.beam import beam_search, pruned, trie_tensors
 from service.generation.engine import Generated, GenerationRequest
 from service.generation.llama import pack
-from service.generation.prompt import PAD, compact_prompt
+from service.generation.prompt import PAD
 
 if TYPE_CHECKING:
     from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
@@ -43,7 +43,7 @@ class TorchModel:
 
     def _search(self, requests: Sequence[GenerationRequest], trie: Trie, width: int) -> list[Generated]:
         device = self.backbone.device
-        prompts, lengths = pad_prompts([compact_prompt(r.history, self.backbone.first_code_token) for r in requests])
+        prompts, lengths = pad_prompts([self.backbone.prompt.encode(r.history) for r in requests])
         leaves, scores = beam_search(
             self.backbone,
             self._llama,
