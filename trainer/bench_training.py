@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from service.catalog.trie import CODES, LEVELS
 from service.generation.backbone import Backbone
+from service.generation.torch_engine import pad_prompts
 from trainer.examples import TrainingSequence
-from trainer.fit import sequence_loss, token_matrix
+from trainer.fit import sequence_loss
 from trainer.lora import TARGET_MODULES, LoraBackbone
 from trainer.tiny import TinyConfig, low_precision_pays, new_tiny
 from trainer.turns import in_turns
@@ -131,8 +132,8 @@ def _gradient_difference(
 
 def _common_loss(peer: Backbone, examples: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Tensor:
     """The loss that transformers computes from labels, of prompts padded to one length."""
-    tokens = torch.from_numpy(token_matrix(peer, examples, codes))
-    lengths = torch.tensor([1 + LEVELS * len(example.rows) for example in examples])
+    whole = [peer.prompt.encode(codes[example.rows]) for example in examples]
+    tokens, lengths = pad_prompts(whole)
     place = torch.arange(tokens.shape[1])
     real = place < lengths[:, None]
     labels = tokens.masked_fill(~real | (place < lengths[:, None] - LEVELS), -100)

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.catalog.trie import LEVELS
+from trainer.decoder import decode_tokens
 from trainer.examples import TrainingSequence
-from trainer.fit import token_matrix
+from trainer.layout import lay_out
 from trainer.lora import LoraBackbone
 
 
@@ -29,7 +29,7 @@ def input_covariance(
     real = torch.empty(0, dtype=torch.bool)
 
     def observe(module: str, x: Tensor) -> None:
-        own = x[real].double()
+        own = x.reshape(-1, x.shape[-1])[real].double()
         product = (own.T @ own).cpu()
         total[module] = total[module] + product if module in total else product
 
@@ -37,11 +37,10 @@ def input_covariance(
     try:
         for first in range(0, len(ordered), batch_size):
             part = ordered[first : first + batch_size]
-            tokens = torch.from_numpy(token_matrix(lora.backbone, part, codes)[:, :-1]).to(lora.backbone.device)
-            lengths = torch.tensor([LEVELS * len(sequence.rows) for sequence in part], device=tokens.device)
-            real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+            layout = lay_out(lora.backbone.prompt, part, codes)
+            real = torch.from_numpy(layout.real.reshape(-1)).to(lora.backbone.device)
             tokens_seen += int(real.sum())
-            lora.backbone.decoder(input_ids=tokens, use_cache=False)
+            decode_tokens(lora.backbone, layout)
     finally:
         lora.observe(None)
         lora.backbone.model.train(was_training)

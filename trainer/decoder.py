@@ -3,25 +3,63 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from service.generation.backbone import Backbone
 from trainer.dropout import dropout
+from trainer.layout import Layout, visible
 from trainer.llama_decoder import decode_llama, decodes
 
 
-def decode(backbone: Backbone, inputs: Tensor, residual_dropout: float = 0.0) -> Tensor:
-    """Last hidden states [batch, positions, hidden] of inputs [batch, positions, hidden], causal.
+def decode_tokens(
+    backbone: Backbone, layout: Layout, embedding_dropout: float = 0.0, residual_dropout: float = 0.0
+) -> Tensor:
+    """Last hidden states [batch, length, hidden] of a batch of laid out sequences.
 
-    residual_dropout: on what attention and MLP add to the residual stream, in training mode only.
+    The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
+    """
+    device = backbone.device
+    inputs = backbone.model.get_input_embeddings()(torch.from_numpy(layout.tokens).to(device))
+    inputs = dropout(inputs, embedding_dropout, backbone.model.training)
+    if layout.branches is None:
+        return decode(backbone, inputs, residual_dropout)
+    positions, owner, reach = (torch.from_numpy(part).to(device) for part in layout.branches)
+    return decode(backbone, inputs, residual_dropout, positions=positions, visible=visible(owner, reach))
+
+
+def decode(
+    backbone: Backbone,
+    inputs: Tensor,
+    residual_dropout: float = 0.0,
+    *,
+    positions: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states [batch, length, hidden] of inputs [batch, length, hidden].
+
+    positions: int64 [batch, length] and visible: bool [batch, length, length], what each token sees, itself included;
+    without them, one causal sequence a row. residual_dropout: on what attention and MLP add to the residual stream, in
+    training mode only.
     """
     rate = residual_dropout if backbone.model.training else 0.0
     decoder = backbone.decoder
-    if backbone.device.type == "cpu" and isinstance(decoder, LlamaModel) and decodes(backbone.model):
+    if (
+        backbone.device.type == "cpu"
+        and visible is None
+        and isinstance(decoder, LlamaModel)
+        and decodes(backbone.model)
+    ):
         return decode_llama(decoder, inputs, rate)
+    mask = None
+    if visible is not None:  # added to the scores: every kind of attention takes it so
+        mask = torch.zeros(visible.shape, dtype=inputs.dtype, device=inputs.device)
+        mask = mask.masked_fill_(~visible, -torch.inf)[:, None]
     with _matrix_attention(backbone), _dropping(backbone, rate):
-        hidden: Tensor = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        hidden: Tensor = decoder(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
     return hidden
 
 

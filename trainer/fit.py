@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.catalog.trie import LEVELS
 from service.generation.backbone import Backbone
-from service.generation.prompt import PAD
-from trainer.decoder import decode
-from trainer.dropout import dropout
+from trainer.decoder import decode_tokens
 from trainer.examples import TrainingSequence
+from trainer.layout import lay_out
 from trainer.proximal import first_step_weight
 
 
@@ -115,11 +113,12 @@ def fit(
                 ratios.append(ratio)
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             optimiser.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())
             weights.append(targets)
             step += 1
             on_step(min(step, total_steps), total_steps)
-        report.losses.append(float(np.average(losses, weights=weights)) if losses else math.nan)
+        means = [loss.item() for loss in losses]  # read once an epoch: each reading waits for the device
+        report.losses.append(float(np.average(means, weights=weights)) if means else math.nan)
         report.penalties.append(float(np.mean(penalties)) if penalties else 0.0)
         report.gradient_ratio.append(float(np.mean(ratios)) if ratios else 0.0)
         if epoch % config.evaluate_every and epoch != config.epochs:
@@ -170,36 +169,19 @@ def sequence_loss(
 ) -> tuple[Tensor, int]:
     """Mean over target items of the sum over 4 levels of cross-entropy over that level's 256 codes; how many targets.
 
-    Every position of a sequence is predicted in one pass: the token before code l of an item is what predicts it.
+    All targets of a sequence are predicted in one pass (trainer.layout).
     The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
+    layout = lay_out(backbone.prompt, batch, codes)
     device = backbone.device
-    tokens = token_matrix(backbone, batch, codes)
-    longest = (tokens.shape[1] - 1) // LEVELS
-    target = np.zeros((len(batch), longest), dtype=bool)
-    wanted = np.zeros((len(batch), longest, LEVELS), dtype=np.int64)
-    for i, sequence in enumerate(batch):
-        wanted[i, : len(sequence.rows)] = codes[sequence.rows]
-        target[i, sequence.first_target : len(sequence.rows)] = True
-    inputs = backbone.model.get_input_embeddings()(torch.from_numpy(tokens[:, :-1]).to(device))
-    hidden = decode(backbone, dropout(inputs, embedding_dropout, backbone.model.training), residual_dropout)
-    mask = torch.from_numpy(target).to(device)
-    hidden = hidden.view(len(batch), longest, LEVELS, -1)[mask]  # [targets, 4, hidden]
+    hidden = decode_tokens(backbone, layout, embedding_dropout, residual_dropout)
+    hidden = hidden.flatten(0, 1)[torch.from_numpy(layout.predicts).to(device)]  # [targets, 4, hidden]
     logits = torch.einsum("nld,lcd->nlc", hidden, backbone.head.to(hidden.dtype))
-    labels = torch.from_numpy(wanted).to(device)[mask]
+    labels = torch.from_numpy(layout.labels).to(device)
     count = len(labels)
-    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
     return loss, count
-
-
-def token_matrix(backbone: Backbone, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> NDArray[np.int64]:
-    """int64 [batch, 1 + 4 longest]: the start token and each sequence's semantic-ID tokens, padded on the right."""
-    longest = max(len(s.rows) for s in batch)
-    tokens = np.full((len(batch), 1 + LEVELS * longest), PAD, dtype=np.int64)
-    for row, sequence in zip(tokens, batch, strict=True):
-        own = backbone.prompt.encode(codes[sequence.rows])
-        row[: own.size] = own
-    return tokens
 
 
 def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:

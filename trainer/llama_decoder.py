@@ -57,13 +57,12 @@ class _Shape:
 
 def decodes(model: PreTrainedModel) -> bool:
     """Whether decode_llama computes what this model does now: plain layers, and adapted ones that can be merged."""
-    if not is_plain_llama(model):
+    if not is_plain_llama(model) or not isinstance(model.base_model, LlamaModel):
         return False
     return all(
-        linear.mergeable if isinstance(linear, AdaptedLinear) else type(linear) is nn.Linear
-        for layer in model.base_model.modules()
-        if isinstance(layer, LlamaDecoderLayer)
-        for linear in linears(layer)
+        type(layer) is LlamaDecoderLayer
+        and all(own.mergeable if isinstance(own, AdaptedLinear) else type(own) is nn.Linear for own in linears(layer))
+        for layer in model.base_model.layers
     )
 
 

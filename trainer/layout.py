@@ -1,0 +1,93 @@
+"""Training sequences as one batch of tokens in which every target of a user is predicted in one pass.
+
+Under a plain prompt items follow each other, so one causal sequence predicts them all. A prompt with text between or
+behind the items does not: there the history is a trunk that all targets share, and each target is a branch (the text
+behind the items, then the target's first codes) that sees the trunk up to its own history, and itself. What a branch
+sees, and where it stands, is what a prompt of its own would show it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.catalog.trie import LEVELS
+from service.generation.prompt import PAD, Prompt
+from trainer.examples import TrainingSequence
+
+Int64 = NDArray[np.int64]
+TRUNK, PADDING = -1, -2
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Padded on the right.
+
+    tokens: int64 [batch, length]; real: bool [batch, length], False for padding. predicts: int64 [targets, 4], which of
+    the batch's tokens, row after row, predicts each code of a target; labels: int64 [targets, 4], those codes.
+    branches: None where plain causal attention is right; else positions, owner and reach, int64 [batch, length]: a
+    token stands at its position and sees earlier tokens of the same owner and those of the trunk before `reach`.
+    """
+
+    tokens: Int64
+    predicts: Int64
+    labels: Int64
+    real: NDArray[np.bool_]
+    branches: tuple[Int64, Int64, Int64] | None
+
+
+def lay_out(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
+    """codes: int16 [catalogue rows, 4]."""
+    return _plain(prompt, batch, codes) if prompt.is_plain else _branched(prompt, batch, codes)
+
+
+def visible(owner: Tensor, reach: Tensor) -> Tensor:
+    """bool [batch, length, length], what each token (second axis) sees (third); each sees itself. See Layout."""
+    place = torch.arange(owner.shape[1], device=owner.device)
+    same = (owner[:, :, None] == owner[:, None, :]) & (place <= place[:, None])
+    return same | ((owner == TRUNK)[:, None, :] & (place < reach[:, :, None]))
+
+
+def _plain(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
+    """The token before code l of an item predicts it; the last code of all is never read."""
+    fixed, longest = len(prompt.before), max(len(s.rows) for s in batch)
+    length = fixed + LEVELS * longest - 1
+    tokens, real = np.full((len(batch), length), PAD, dtype=np.int64), np.zeros((len(batch), length), dtype=np.bool_)
+    predicts, labels = [], []
+    for i, sequence in enumerate(batch):
+        own = prompt.encode(codes[sequence.rows])[:-1]
+        tokens[i, : len(own)], real[i, : len(own)] = own, True
+        items = np.arange(sequence.first_target, len(sequence.rows))
+        predicts.append(i * length + fixed - 1 + LEVELS * items[:, None] + np.arange(LEVELS))
+        labels.append(codes[sequence.rows[items]])
+    return Layout(tokens, np.concatenate(predicts), np.concatenate(labels).astype(np.int64), real, None)
+
+
+def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
+    tail = len(prompt.after)
+    size = tail + LEVELS - 1  # of a branch
+    lengths = [prompt.trunk_length(len(s.rows) - 1) + size * (len(s.rows) - s.first_target) for s in batch]
+    length = max(lengths)
+    tokens, owner = np.full((len(batch), length), PAD), np.full((len(batch), length), PADDING)
+    positions, reach = np.zeros((len(batch), length), dtype=np.int64), np.zeros((len(batch), length), dtype=np.int64)
+    predicts, labels = [], []
+    for i, sequence in enumerate(batch):
+        trunk = prompt.trunk(codes[sequence.rows[:-1]])
+        tokens[i, : len(trunk)], owner[i, : len(trunk)] = trunk, TRUNK
+        positions[i, : len(trunk)] = np.arange(len(trunk))
+        for target in range(sequence.first_target, len(sequence.rows)):
+            own = codes[sequence.rows[target]].astype(np.int64)
+            start = len(trunk) + size * (target - sequence.first_target)
+            branch, seen = slice(start, start + size), prompt.trunk_length(target)
+            tokens[i, branch] = np.concatenate([prompt.after, (own + prompt.offsets)[:-1]])
+            owner[i, branch], reach[i, branch] = target, seen
+            positions[i, branch] = seen + np.arange(size)
+            first = start + tail - 1 if tail else seen - 1
+            predicts.append(i * length + np.array([first, *(start + tail + np.arange(LEVELS - 1))]))
+            labels.append(own)
+    shape = (-1, LEVELS)
+    real = owner != PADDING
+    return Layout(tokens, np.reshape(predicts, shape), np.reshape(labels, shape), real, (positions, owner, reach))
