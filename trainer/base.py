@@ -1,8 +1,9 @@
 """Building a base: all that is stored is D_1; codec, backbone and first adapter come out, published and active."""
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from service.catalog.service import item_text
 from service.errors import DatasetError, InvalidRequest
 from service.events import repository as events
 from service.generation.backbone import Backbone, pick_device
-from service.generation.torch_engine import TorchModel
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
@@ -24,26 +24,32 @@ from service.recommend.ranking import Float64
 from service.settings import Settings
 from service.windows import service as windows
 from trainer.datasets import DatasetItem
-from trainer.evaluation import DEPTH, metrics, model_ranks, popularity_ranks
+from trainer.evaluation import metrics, model_ranks, popularity_ranks
 from trainer.examples import Examples, build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
-from trainer.learn import Steps
+from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
+from trainer.language_model import load_language_model, save_language_model
+from trainer.learn import Steps, served
 from trainer.lora import LoraBackbone, save_adapter
+from trainer.methods.base import Adapter
 from trainer.progress import Report, silent
 from trainer.streams import load_streams, popularity_through
 from trainer.tiny import TinyConfig, low_precision_pays, save_model, train_base
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig, fit_codec
 
 VALIDATION_USERS = 300
-FIRST_METHOD = "fresh"
+FRESH = "fresh"
+TINY = "tiny"
 HEAD_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class BaseRecipe:
-    """Everything that decides a base but the data."""
+    """Everything that decides a base but the data. language: the language model that is taken instead of a tiny one,
+    with settings of its own; those from `epochs` on are the tiny one's."""
 
     tiny: TinyConfig = field(default_factory=TinyConfig)
+    language: LanguageRecipe | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     epochs: int = 12
     batch_size: int = 16
@@ -53,17 +59,41 @@ class BaseRecipe:
     patience: int = 2
 
 
-def make_recipe(backbone: str, hidden: int, layers: int, epochs: int, quantiser: str, text_encoder: str) -> BaseRecipe:
-    """From what a command was given. Raises InvalidRequest naming what is possible."""
-    if backbone != "tiny":
-        raise InvalidRequest(f"backbone {backbone!r} is not known; `tiny` is the one that can be built")
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedBase:
+    """backbone: frozen. adapter: adapter 1, None where it changes nothing. save: writes the model folder."""
+
+    backbone: Backbone
+    adapter: Adapter | None
+    fit: FitReport
+    save: Callable[[Path], None]
+
+
+def make_recipe(
+    backbone: str,
+    *,
+    hidden: int,
+    layers: int,
+    epochs: int,
+    quantiser: str,
+    text_encoder: str,
+    train: str = TrainMode.LORA,
+    learning_rate: float | None = None,
+) -> BaseRecipe:
+    """From what a command was given; epochs: 0 for the backbone's own. Raises InvalidRequest naming what there is."""
     if hidden % HEAD_SIZE:
         raise InvalidRequest(f"--hidden must be a multiple of {HEAD_SIZE}, the size of one attention head")
+    if train not in tuple(TrainMode):
+        raise InvalidRequest(f"--train {train!r} is not known; choose one of {', '.join(TrainMode)}")
     try:
         tokenizer = TokenizerConfig(quantiser=Quantiser(quantiser), text_encoder=TextEncoderKind(text_encoder))
     except ValueError as error:
         raise InvalidRequest(f"{error}; quantisers: rqvae, rqkmeans; text encoders: tfidf, minilm") from error
-    return BaseRecipe(TinyConfig(hidden, layers, hidden // HEAD_SIZE), tokenizer, epochs=epochs)
+    if backbone == TINY:
+        recipe = BaseRecipe(TinyConfig(hidden, layers, hidden // HEAD_SIZE), tokenizer=tokenizer)
+        return replace(recipe, epochs=epochs or recipe.epochs)
+    language = LanguageRecipe(backbone, TrainMode(train), learning_rate=learning_rate)
+    return BaseRecipe(language=replace(language, epochs=epochs or language.epochs), tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +145,14 @@ def build_base(
         popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
         popularity = counted.by_row(index)
     with steps.step("fit") as row:
-        backbone, fitted = train_backbone(recipe, examples, index, popularity, settings, report)
-        row |= {"best_epoch": fitted.best_epoch, "scores": fitted.scores, "losses": fitted.losses}
-    with steps.step("evaluate"):
-        measured = _evaluate(backbone, examples.test, index, popularity, settings, fitted)
-    with steps.step("publish"), tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
-        base, adapter = _publish(Path(folder), artifacts, backbone, codec, settings, recipe, measured)
+        trained = train_backbone(recipe, examples, index, popularity, settings, report)
+        row |= {"best_epoch": trained.fit.best_epoch, "scores": trained.fit.scores, "losses": trained.fit.losses}
+    with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
+        with steps.step("evaluate"):
+            trained.save(Path(folder) / "base" / "model")  # first: it is measured in the precision that is stored
+            measured = _evaluate(trained, examples.test, index, popularity, settings)
+        with steps.step("publish"):
+            base, adapter = _publish(Path(folder), artifacts, trained, codec, settings, recipe, measured)
         stamped = replace(base, trained_through=data.newest)
         first = replace(adapter, trained_through=data.newest)
     with steps.step("activate"):
@@ -162,19 +194,37 @@ def train_backbone(
     popularity: Float64,
     settings: Settings,
     report: Report = silent,
-) -> tuple[Backbone, FitReport]:
-    """The recipe's backbone, trained on D_1's examples with the rates and dropouts of the settings."""
-    return train_base(
+) -> TrainedBase:
+    """The recipe's backbone, trained on D_1's examples."""
+    device = pick_device(settings.device)
+    validation = sample_cases(examples.validation, VALIDATION_USERS, settings.seed)
+    on_step = partial(report, "base")
+    if recipe.language is not None:
+        model = load_language_model(recipe.language.source, settings.seed)
+        adapter, fitted = train_language_base(
+            model,
+            recipe.language,
+            examples,
+            validation,
+            index.codes,
+            settings,
+            device=device,
+            low_precision=low_precision_pays(device),
+            on_step=on_step,
+        )
+        return TrainedBase(model.backbone, adapter, fitted, partial(save_language_model, model))
+    backbone, fitted = train_base(
         recipe.tiny,
         examples,
         index,
         popularity,
         _fit_config(recipe, settings),
-        validation=sample_cases(examples.validation, VALIDATION_USERS, settings.seed),
+        validation=validation,
         piece=recipe.piece,
-        device=pick_device(settings.device),
-        on_step=lambda done, total: report("base", done, total),
+        device=device,
+        on_step=on_step,
     )
+    return TrainedBase(backbone, None, fitted, partial(save_model, backbone))
 
 
 def _fit_config(recipe: BaseRecipe, settings: Settings) -> FitConfig:
@@ -194,40 +244,36 @@ def _fit_config(recipe: BaseRecipe, settings: Settings) -> FitConfig:
 
 
 def _evaluate(
-    backbone: Backbone,
-    test: tuple[Any, ...],
-    index: CatalogueIndex,
-    popularity: Float64,
-    settings: Settings,
-    fitted: FitReport,
+    trained: TrainedBase, test: tuple[Any, ...], index: CatalogueIndex, popularity: Float64, settings: Settings
 ) -> dict[str, Any]:
     cases = sample_cases(test, settings.evaluation_users, settings.seed)
-    model = TorchModel(backbone, "training", None, least_beams=max(DEPTH, settings.beams))
+    model = served(trained.backbone, trained.adapter, settings.beams)
     return {
         "users": len(cases),
         "base": metrics(model_ranks(model, cases, index, popularity)).as_dict(),
         "popularity": metrics(popularity_ranks(cases, index, popularity)).as_dict(),
-        "best_epoch": fitted.best_epoch,
-        "validation": fitted.scores,
-        "seconds": round(fitted.seconds, 1),
+        "best_epoch": trained.fit.best_epoch,
+        "validation": trained.fit.scores,
+        "seconds": round(trained.fit.seconds, 1),
     }
 
 
 def _publish(
     folder: Path,
     artifacts: ArtifactStore,
-    backbone: Backbone,
+    trained: TrainedBase,
     codec: Codec,
     settings: Settings,
     recipe: BaseRecipe,
     measured: dict[str, Any],
 ) -> tuple[NewBase, NewAdapter]:
-    """The base and a fresh adapter that changes nothing (METHODS.md, the first adapter), written immutably."""
-    save_model(backbone, folder / "base" / "model")
+    """The base, whose model is in the folder, and its first adapter, written immutably (METHODS.md)."""
     codec.save(folder / "base" / "codec")
+    language = recipe.language
     metadata = {
-        "backbone": "tiny",
-        "prompt": "compact",
+        "backbone": language.source if language else TINY,
+        "train": language.train.value if language else TrainMode.FULL.value,
+        "prompt": trained.backbone.prompt.kind,
         "history_items": settings.history_items,
         "quantiser": recipe.tokenizer.quantiser.value,
         "text_encoder": recipe.tokenizer.text_encoder.value,
@@ -235,11 +281,16 @@ def _publish(
     }
     base = artifacts.publish_base(folder / "base", metadata)
     rank, alpha, dropout = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
-    lora = LoraBackbone(backbone, rank=rank, alpha=alpha, dropout=dropout, seed=settings.seed)
-    save_adapter(folder / "adapter", lora.tensors(), scale=alpha / rank, dropout=dropout)
-    lora.unwrap()
-    adapter = artifacts.publish_adapter(folder / "adapter", {"base_id": base.id, "method": FIRST_METHOD}, 0)
+    method, tensors = FRESH, None
+    if trained.adapter is not None:
+        method, tensors = trained.adapter.method, trained.adapter.tensors
+    else:
+        lora = LoraBackbone(trained.backbone, rank=rank, alpha=alpha, dropout=dropout, seed=settings.seed)
+        tensors = lora.tensors()
+        lora.unwrap()
+    save_adapter(folder / "adapter", tensors, scale=alpha / rank, dropout=dropout)
+    adapter = artifacts.publish_adapter(folder / "adapter", {"base_id": base.id, "method": method}, 0)
     return (
         NewBase(base.id, base.digest, metrics=measured),
-        NewAdapter(adapter.id, base.id, adapter.digest, FIRST_METHOD, hyperparameters={"rank": rank, "alpha": alpha}),
+        NewAdapter(adapter.id, base.id, adapter.digest, method, hyperparameters={"rank": rank, "alpha": alpha}),
     )

@@ -20,7 +20,7 @@ from service.generation.engine import GenerationRequest
 from service.generation.torch_engine import TorchModel
 from trainer.bench_evaluation import random_backbone, random_catalogue
 from trainer.generate_peer import GeneratePeer
-from trainer.smollm2 import load_smollm2
+from trainer.language_model import load_language_model
 from trainer.tiny import TinyConfig
 from trainer.turns import in_turns
 
@@ -55,7 +55,7 @@ class EngineRow:
 def bench_engine(
     model: str, device: str, batches: list[int], items: int, history: int, seed: int, *, repeats: int = 7
 ) -> list[EngineRow]:
-    """model: one of MODELS. history: past items in each prompt, of 4 tokens each behind a start token.
+    """model: one of MODELS. history: past items in each prompt.
 
     Raises InvalidRequest for another model or one whose package is missing.
     """
@@ -74,7 +74,7 @@ def bench_engine(
     for batch in batches:
         taken = [random.integers(0, items, size=history) for _ in range(batch)]
         requests = [GenerationRequest(index.codes[past], BEAMS, trie.excluded_leaves(past)) for past in taken]
-        prompts = torch.randint(0, 100, (batch, 1 + 4 * history), device=chosen)
+        prompts = torch.randint(0, 100, (batch, len(backbone.prompt.encode(index.codes[:history]))), device=chosen)
         ours = [found.leaves.tolist() for found in exact_engine.generate(requests, trie)]
         theirs = exact_peer.leaves(requests, one_score=True)
         ways: list[Callable[[], object]] = [
@@ -117,7 +117,9 @@ def _forward(backbone: Backbone, prompts: Tensor) -> None:
 
 def _backbone(model: str, device: torch.device, seed: int) -> Backbone:
     if model == "smollm2":
-        return load_smollm2(torch.bfloat16, device, seed)
+        backbone = load_language_model(model, seed).backbone
+        nn.Module.to(backbone.model, device, torch.bfloat16)
+        return backbone
     if model == "tiny":
         backbone = random_backbone(TinyConfig(), seed)
         nn.Module.to(backbone.model, device)

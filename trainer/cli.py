@@ -21,6 +21,7 @@ from service.kit.allocator import keep_freed_memory
 from service.kit.clock import utc_now
 from service.settings import load_settings
 from service.telemetry import configure_logging
+from trainer.options import BackboneName, LearningRate, Train
 from trainer.progress import bars
 
 app = service.cli.app
@@ -42,10 +43,12 @@ def main() -> None:
 
 @base.command()
 def build(
-    backbone: Annotated[str, typer.Option(help="tiny: a small Llama, trained from scratch.")] = "tiny",
-    hidden: Annotated[int, typer.Option(min=16, help="Hidden size, a multiple of 32.")] = 256,
-    layers: Annotated[int, typer.Option(min=1)] = 6,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes at most; it stops early.")] = 12,
+    backbone: BackboneName = "tiny",
+    hidden: Annotated[int, typer.Option(min=16, help="Of tiny: hidden size, a multiple of 32.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Of tiny.")] = 6,
+    train: Train = "lora",
+    learning_rate: LearningRate = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes at most; 0: 12 for tiny, 4 for a language model.")] = 0,
     quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
     text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
     as_json: Json = False,
@@ -53,7 +56,16 @@ def build(
     """Train a base on every event stored so far and serve it."""
     from trainer.base import build_base, make_recipe
 
-    recipe = make_recipe(backbone, hidden, layers, epochs, quantiser, text_encoder)
+    recipe = make_recipe(
+        backbone,
+        hidden=hidden,
+        layers=layers,
+        epochs=epochs,
+        quantiser=quantiser,
+        text_encoder=text_encoder,
+        train=train,
+        learning_rate=learning_rate,
+    )
     settings = load_settings()
     configure_logging("WARNING")  # log lines would tear the bars apart
     with opened(settings) as database, bars() as report:

@@ -19,7 +19,7 @@ from service.adapters.repository import NewAdapter
 from service.catalog.follower import CatalogueFollower
 from service.catalog.index import CatalogueIndex
 from service.errors import AdaptideError, Conflict, LeaseLost
-from service.generation.backbone import Backbone, load_backbone, pick_device
+from service.generation.backbone import Backbone, pick_device
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.ids import uuid7
@@ -35,6 +35,7 @@ from service.windows.states import SealedBecause, WindowState
 from trainer.evaluation import DEPTH, ndcg
 from trainer.examples import build_examples, prequential_cases
 from trainer.gate import Refusal, all_finite, judge
+from trainer.language_model import load_trainable
 from trainer.learn import Learnt, learn
 from trainer.lora import save_adapter
 from trainer.methods import make_method
@@ -263,7 +264,7 @@ class Updater:
         if self._backbone is None or self._backbone[0] != base_row.base_id:
             verified = self._artifacts.open_base(base_row.base_id, base_row.digest)
             device = pick_device(self._settings.device)
-            self._backbone = (base_row.base_id, verified, load_backbone(verified.path / "model", device, torch.float32))
+            self._backbone = (base_row.base_id, verified, load_trainable(verified.path / "model", device))
         _, verified, backbone = self._backbone
         incumbent = None
         if adapter_row is not None:

@@ -24,6 +24,7 @@ from service.windows.states import SealedBecause, WindowState
 from tests import worlds
 from tests.conftest import SetClock
 from trainer.base import BaseRecipe, BuiltBase, build_base, make_recipe
+from trainer.language_base import LanguageRecipe, TrainMode
 from trainer.progress import Report, silent
 from trainer.tiny import TinyConfig
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig
@@ -253,21 +254,30 @@ def test_building_again_from_the_same_is_the_same_base(shop: Shop) -> None:
 
 
 def test_a_recipe_is_made_from_what_a_command_was_given() -> None:
-    recipe = make_recipe("tiny", 64, 2, 3, "rqkmeans", "tfidf")
+    recipe = make_recipe("tiny", hidden=64, layers=2, epochs=3, quantiser="rqkmeans", text_encoder="tfidf")
     assert recipe.tiny == TinyConfig(hidden=64, layers=2, heads=2)
     assert recipe.tokenizer == TokenizerConfig(Quantiser.RQKMEANS, TextEncoderKind.TFIDF)
-    assert recipe.epochs == 3
+    assert (recipe.epochs, recipe.language) == (3, None)
+
+
+def test_a_language_models_recipe_has_the_papers_settings_where_nothing_is_said() -> None:
+    given = {"hidden": 64, "layers": 2, "quantiser": "rqvae", "text_encoder": "tfidf"}
+    assert make_recipe("smollm2", epochs=0, **given).language == LanguageRecipe("smollm2", TrainMode.LORA, 4, 32, 0.01)
+    chosen = make_recipe("smollm2", epochs=2, train="full", learning_rate=1e-4, **given).language
+    assert chosen == LanguageRecipe("smollm2", TrainMode.FULL, 2, 32, 0.01, 1e-4)
 
 
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        (("huge", 64, 2, 3, "rqvae", "tfidf"), "tiny"),
-        (("tiny", 48, 2, 3, "rqvae", "tfidf"), "multiple of 32"),
-        (("tiny", 64, 2, 3, "pq", "tfidf"), "rqkmeans"),
-        (("tiny", 64, 2, 3, "rqvae", "bert"), "minilm"),
+        ({"train": "half"}, "lora, full"),
+        ({"hidden": 48}, "multiple of 32"),
+        ({"quantiser": "pq"}, "rqkmeans"),
+        ({"text_encoder": "bert"}, "minilm"),
     ],
 )
-def test_an_impossible_recipe_is_refused_naming_what_is_possible(given: tuple[Any, ...], named: str) -> None:
+def test_an_impossible_recipe_is_refused_naming_what_is_possible(given: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
-        make_recipe(*given)
+        make_recipe(
+            "tiny", **{"hidden": 64, "layers": 2, "epochs": 3, "quantiser": "rqvae", "text_encoder": "tfidf"} | given
+        )

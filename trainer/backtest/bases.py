@@ -1,32 +1,47 @@
 """The bases of a backtest: one for each seed, fitted on D_1 once and kept in the output folder."""
 
-from dataclasses import dataclass
+import hashlib
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import orjson
-import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 
 from service.catalog.index import CatalogueIndex, IndexedItem
-from service.errors import DatasetError
-from service.generation.backbone import Backbone, load_backbone, pick_device
+from service.errors import Conflict, DatasetError
+from service.generation.backbone import Backbone, pick_device
 from service.kit.files import publish_folder
 from service.settings import Settings
 from trainer.backtest.data import BacktestData, popularity_before, streams
 from trainer.base import BaseRecipe, tokenize, train_backbone
 from trainer.examples import build_examples
+from trainer.language_model import load_trainable
+from trainer.methods.base import Adapter
 from trainer.progress import Report
-from trainer.tiny import save_model
+
+ADAPTER = "adapter.safetensors"
+DECIDES = {
+    *("seed", "history_items", "min_events_per_user", "popularity_half_life", "learning_rate_base"),
+    *("embedding_dropout", "residual_dropout", "lora_rank", "lora_alpha", "lora_dropout"),
+}
+"""Settings that a base depends on."""
 
 
 @dataclass(frozen=True, eq=False)
 class BacktestBase:
-    """The frozen base of one seed. index: the catalogue with its codes; no item of it is ever hidden."""
+    """The frozen base of one seed. index: the catalogue with its codes; no item of it is ever hidden.
+
+    adapter: adapter 1, which D_1 gave a language model; None where it changes nothing.
+    """
 
     backbone: Backbone
     index: CatalogueIndex
+    adapter: Adapter | None
 
 
 def base_folder(out: Path, seed: int) -> Path:
@@ -52,16 +67,22 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
             "on; give more data or lower ADAPTIDE_MIN_EVENTS_PER_USER"
         )
     popularity = popularity_before(data, 1, settings.popularity_half_life)
-    backbone, fitted = train_backbone(recipe, examples, index, popularity, settings, report)
+    trained = train_backbone(recipe, examples, index, popularity, settings, report)
+    fitted = trained.fit
     with publish_folder(folder) as staging:
-        save_model(backbone, staging / "model")
+        trained.save(staging / "model")
+        if trained.adapter is not None:
+            notes = {"scale": repr(trained.adapter.scale), "method": trained.adapter.method}
+            tensors = {name: tensor.contiguous() for name, tensor in trained.adapter.tensors.items()}
+            save_tensors(tensors, staging / ADAPTER, metadata=notes)
         save_file({"codes": codes}, staging / "codes.safetensors")
         measured = {
             "best_epoch": fitted.best_epoch,
-            "validation_ndcg@10": fitted.scores,
+            "made_from": made_from(data, recipe, settings),
+            "validation": fitted.scores,
             "losses": fitted.losses,
             "seconds": round(fitted.seconds, 1),
-            "parameters": sum(p.numel() for p in backbone.model.parameters()),
+            "parameters": sum(p.numel() for p in trained.backbone.model.parameters()),
         }
         (staging / "base.json").write_bytes(orjson.dumps(measured))
 
@@ -69,8 +90,29 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
 def open_base(data: BacktestData, folder: Path, settings: Settings) -> BacktestBase:
     """What fit_base wrote."""
     codes: NDArray[np.int16] = load_file(folder / "codes.safetensors")["codes"]
-    backbone = load_backbone(folder / "model", pick_device(settings.device), torch.float32)
-    return BacktestBase(backbone, index_of(data, codes))
+    backbone = load_trainable(folder / "model", pick_device(settings.device))
+    adapter = None
+    if (folder / ADAPTER).exists():
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        adapter = Adapter(tensors, float(notes["scale"]), notes["method"])
+    return BacktestBase(backbone, index_of(data, codes), adapter)
+
+
+def made_from(data: BacktestData, recipe: BaseRecipe, settings: Settings) -> str:
+    """A digest of everything that decides a base."""
+    decides = {"data": data.digest, "recipe": asdict(recipe)} | settings.model_dump(mode="json", include=DECIDES)
+    return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def take_base(other: Path, folder: Path, wanted: str) -> None:
+    """Copy an earlier backtest's base of the same seed, if there is one. Raises Conflict for one of something else."""
+    if folder.exists() or not other.exists():
+        return
+    if orjson.loads((other / "base.json").read_bytes()).get("made_from") != wanted:
+        raise Conflict(f"{other} was made from other data or with other settings; leave --bases out to fit it anew")
+    with publish_folder(folder) as staging:
+        shutil.copytree(other, staging, dirs_exist_ok=True)
 
 
 def index_of(data: BacktestData, codes: NDArray[np.int16]) -> CatalogueIndex:

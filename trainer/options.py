@@ -1,0 +1,16 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+BackboneName = Annotated[
+    str,
+    typer.Option(
+        "--backbone", help="tiny (a small Llama trained from scratch), smollm2, a folder with a causal LM, or a HF id."
+    ),
+]
+Train = Annotated[str, typer.Option(help="Of a language model on D_1: lora (and semantic-ID rows) or full.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Of a language model on D_1; without it 1e-3, or 3e-4 with --train full.")
+]
