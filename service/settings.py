@@ -139,8 +139,8 @@ class Settings(BaseSettings):
     """Peak AdamW rate of a window's update (docs/decisions/0010)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay of an update (paper: 0.01)."""
-    update_epochs: Positive = 4
-    """Passes over a window at least; the best by validation is kept, the starting point included (paper: 4)."""
+    update_epochs: Positive = 8
+    """Passes over a window at least (paper: 4); the best by validation is kept, the starting point included."""
     update_min_steps: Annotated[int, Field(ge=0)] = 600
     """Optimiser steps of an update at least: a small window is passed over more often, up to 20 times."""
     update_batch_size: Positive = 8

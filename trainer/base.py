@@ -49,8 +49,8 @@ class BaseRecipe:
     with settings of its own; those from `epochs` on are the tiny one's."""
 
     tiny: TinyConfig = field(default_factory=TinyConfig)
-    language: LanguageRecipe | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    language: LanguageRecipe | None = None
     epochs: int = 12
     batch_size: int = 16
     weight_decay: float = 0.05

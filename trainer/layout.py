@@ -20,6 +20,8 @@ from trainer.examples import TrainingSequence
 
 Int64 = NDArray[np.int64]
 TRUNK, PADDING = -1, -2
+ALIGNED = 16
+"""Fused attention with a mask wants rows of a multiple of 8; fewer lengths also mean fewer kernels and buffers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[
     tail = len(prompt.after)
     size = tail + LEVELS - 1  # of a branch
     lengths = [prompt.trunk_length(len(s.rows) - 1) + size * (len(s.rows) - s.first_target) for s in batch]
-    length = max(lengths)
+    length = -(-max(lengths) // ALIGNED) * ALIGNED
     tokens, owner = np.full((len(batch), length), PAD), np.full((len(batch), length), PADDING)
     positions, reach = np.zeros((len(batch), length), dtype=np.int64), np.zeros((len(batch), length), dtype=np.int64)
     predicts, labels = [], []
