@@ -28,7 +28,7 @@ from trainer.evaluation import metrics, model_ranks, popularity_ranks
 from trainer.examples import Examples, build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
 from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
-from trainer.language_model import load_language_model, save_language_model
+from trainer.language_model import LanguageModel, load_language_model, save_language_model
 from trainer.learn import Steps, served
 from trainer.lora import LoraBackbone, save_adapter
 from trainer.methods.base import Adapter
@@ -123,6 +123,7 @@ def build_base(
     """
     steps = Steps()
     with steps.step("load"):
+        language_model = open_language_model(recipe, settings)
         through_seq = windows.horizon(database)
         with database.read() as connection:
             used = events.item_ids_through(connection, through_seq)
@@ -145,7 +146,7 @@ def build_base(
         popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
         popularity = counted.by_row(index)
     with steps.step("fit") as row:
-        trained = train_backbone(recipe, examples, index, popularity, settings, report)
+        trained = train_backbone(recipe, examples, index, popularity, settings, language_model, report)
         row |= {"best_epoch": trained.fit.best_epoch, "scores": trained.fit.scores, "losses": trained.fit.losses}
     with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
         with steps.step("evaluate"):
@@ -187,20 +188,25 @@ def tokenize(
     return codec, dict(zip(ordered, codec.assign([texts[item_id] for item_id in ordered], ()), strict=True))
 
 
+def open_language_model(recipe: BaseRecipe, settings: Settings) -> LanguageModel | None:
+    """None for tiny. Called before anything else: one that cannot be had should not cost an hour first."""
+    return load_language_model(recipe.language.source, settings.seed) if recipe.language else None
+
+
 def train_backbone(
     recipe: BaseRecipe,
     examples: Examples,
     index: CatalogueIndex,
     popularity: Float64,
     settings: Settings,
+    model: LanguageModel | None,
     report: Report = silent,
 ) -> TrainedBase:
-    """The recipe's backbone, trained on D_1's examples."""
+    """The recipe's backbone, trained on D_1's examples. model: what open_language_model gave."""
     device = pick_device(settings.device)
     validation = sample_cases(examples.validation, VALIDATION_USERS, settings.seed)
     on_step = partial(report, "base")
-    if recipe.language is not None:
-        model = load_language_model(recipe.language.source, settings.seed)
+    if recipe.language is not None and model is not None:
         adapter, fitted = train_language_base(
             model,
             recipe.language,

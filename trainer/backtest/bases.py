@@ -18,7 +18,7 @@ from service.generation.backbone import Backbone, pick_device
 from service.kit.files import publish_folder
 from service.settings import Settings
 from trainer.backtest.data import BacktestData, popularity_before, streams
-from trainer.base import BaseRecipe, tokenize, train_backbone
+from trainer.base import BaseRecipe, open_language_model, tokenize, train_backbone
 from trainer.examples import build_examples
 from trainer.language_model import load_trainable
 from trainer.methods.base import Adapter
@@ -52,6 +52,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
     """Tokenizer (unless the data has codes) and backbone from block 1 alone; writes `folder` whole or not at all."""
     if folder.exists():
         return
+    language_model = open_language_model(recipe, settings)
     codes = data.codes
     if codes is None:
         used = {data.items[row].item_id for row in np.unique(data.blocks[0].item).tolist()}
@@ -67,7 +68,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
             "on; give more data or lower ADAPTIDE_MIN_EVENTS_PER_USER"
         )
     popularity = popularity_before(data, 1, settings.popularity_half_life)
-    trained = train_backbone(recipe, examples, index, popularity, settings, report)
+    trained = train_backbone(recipe, examples, index, popularity, settings, language_model, report)
     fitted = trained.fit
     with publish_folder(folder) as staging:
         trained.save(staging / "model")

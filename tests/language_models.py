@@ -1,0 +1,57 @@
+"""Language models small enough for a test: a real architecture, a real tokenizer, random weights."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+LETTERS = [chr(code) for code in range(32, 127)]
+
+
+def byte_tokenizer(*, start: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level pieces, as GPT-2 and SmolLM2 have them; start: a start token stands before every text."""
+    symbols = ["<|end|>", "<|start|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġi", "Ġt", "th"]
+    merges = [("Ġ", "i"), ("Ġ", "t"), ("t", "h")]
+    tokenizer = Tokenizer(BPE({symbol: i for i, symbol in enumerate(symbols)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if start:
+        tokenizer.post_processor = TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|start|>")
+
+
+def prefixing_tokenizer() -> PreTrainedTokenizerFast:
+    """Puts a mark for a space before a text and before each word, and an end behind, as SentencePiece models may."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("\n", -2.0), ("▁", -2.0), *((letter, -3.0) for letter in LETTERS[1:])]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def llama(vocabulary: int, *, tied: bool = False, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=tied,
+            initializer_range=0.1,
+        )
+    )
+
+
+def saved(folder: Path, *, tied: bool = False) -> Path:
+    """A folder as one downloads it."""
+    tokenizer = byte_tokenizer()
+    llama(len(tokenizer), tied=tied).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,160 @@
+"""A base from a language model, from D_1 to an update of the service."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from service.adapters import repository
+from service.adapters import service as adapters
+from service.adapters.artifacts import ArtifactStore
+from service.catalog.trie import CODES, LEVELS, build_trie
+from service.errors import ConfigurationError
+from service.generation.engine import GenerationRequest
+from service.generation.reference import score_items
+from service.generation.torch_engine import TorchEngine
+from service.kit.db import Database
+from service.settings import Settings
+from service.windows.states import WindowState
+from tests import worlds
+from tests.conftest import SetClock
+from tests.language_models import saved
+from trainer.base import BaseRecipe, BuiltBase, build_base
+from trainer.examples import Case, Examples, TrainingSequence
+from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
+from trainer.language_model import load_language_model, token_rows
+from trainer.learn import served
+from trainer.tokenizer.fit import Quantiser, TokenizerConfig
+from trainer.updater import Updater
+
+torch.set_num_threads(1)  # models this small only wait for one another's threads
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the dialect plays no part
+CODES_OF = np.random.default_rng(2).integers(0, CODES, size=(6, LEVELS)).astype(np.int16)
+ROUND = tuple(TrainingSequence(np.roll(np.arange(6), i)[:4], 1) for i in range(6))  # each item behind the one before
+CASES = tuple(Case(f"u{i}", np.array([i]), (i + 1) % 6, np.array([i])) for i in range(6))
+EXAMPLES = Examples(ROUND, CASES, CASES)
+
+
+def train(folder: Path, mode: TrainMode, **changes: Any) -> tuple[Any, Any, Any, list[torch.Tensor]]:
+    found = load_language_model(str(folder), seed=0)
+    before = [rows.detach().clone() for rows in token_rows(found.backbone.model)]
+    recipe = LanguageRecipe(str(folder), mode, **({"epochs": 12, "batch_size": 2, "learning_rate": 1e-2} | changes))
+    adapter, report = train_language_base(
+        found,
+        recipe,
+        EXAMPLES,
+        CASES,
+        CODES_OF,
+        Settings(),
+        device=torch.device("cpu"),
+        low_precision=False,
+        on_step=lambda done, total: None,
+    )
+    return found.backbone, adapter, report, before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_on_d1_changes_the_semantic_id_rows_and_nothing_else_of_the_base(tmp_path: Path, tied: bool) -> None:
+    backbone, adapter, report, before = train(saved(tmp_path, tied=tied), TrainMode.LORA)
+
+    first = backbone.first_code_token
+    for rows, old in zip(token_rows(backbone.model), before, strict=True):
+        assert torch.equal(rows[:first], old[:first])
+        assert not torch.equal(rows[first:], old[first:])
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert adapter is not None
+    assert adapter.rank == 8
+    assert any(bool(t.any()) for name, t in adapter.tensors.items() if "lora_B" in name)
+    losses = [-score for _, score in report.scores]
+    assert min(losses) < losses[0] / 2
+
+
+def test_what_was_trained_is_what_serves(tmp_path: Path) -> None:
+    """The rows frozen into the base and the LoRA merged score as the model did while it was trained."""
+    backbone, adapter, report, _ = train(saved(tmp_path), TrainMode.LORA)
+    model = served(backbone, adapter, beams=10)
+
+    scores = [score_items(model.backbone, CODES_OF[[i]], CODES_OF)[(i + 1) % 6] for i in range(6)]
+    assert np.mean(scores) == pytest.approx(max(score for _, score in report.scores), abs=1e-3)
+
+
+def test_full_training_changes_all_weights_and_gives_no_adapter(tmp_path: Path) -> None:
+    backbone, adapter, report, before = train(saved(tmp_path), TrainMode.FULL, epochs=4)
+    assert adapter is None
+    words = slice(0, backbone.first_code_token)
+    assert not torch.equal(token_rows(backbone.model)[0][words], before[0][words])
+    assert report.best_epoch > 0
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+class Desk:
+    def __init__(self, database: Database, clock: SetClock, settings: Settings) -> None:
+        self.database, self.clock, self.settings = database, clock, settings
+        self.artifacts = ArtifactStore(settings.artifacts_dir)
+
+    def build(self, source: str, **changes: Any) -> BuiltBase:
+        recipe = BaseRecipe(
+            tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
+            language=LanguageRecipe(source, **({"epochs": 6, "batch_size": 4, "learning_rate": 1e-2} | changes)),
+        )
+        return build_base(self.database, self.artifacts, self.settings, self.clock, recipe, actor="tests")
+
+
+@pytest.fixture
+def desk(database: Database, clock: SetClock, tmp_path: Path, database_url: str) -> Desk:
+    worlds.put(database, clock, worlds.items())
+    worlds.send(database, clock, worlds.first_walks())
+    settings = Settings(
+        home=tmp_path / "home",
+        database_url=database_url,
+        update_epochs=2,
+        update_min_steps=0,
+        learning_rate_update=1e-2,
+        embedding_dropout=0.0,
+        residual_dropout=0.0,
+        gate_tolerance=1.0,
+        window_min_events=5,
+    )
+    return Desk(database, clock, settings)
+
+
+@on_sqlite
+def test_a_base_from_a_folder_serves_and_is_updated(desk: Desk, tmp_path: Path) -> None:
+    built = desk.build(str(saved(tmp_path / "model")))
+
+    adapter = adapters.read_adapter(desk.database, built.adapter_version).adapter
+    assert adapter.method == "base"
+    with desk.database.read() as connection:
+        row = repository.find_base(connection, built.base_id)
+    assert row is not None
+    base = desk.artifacts.open_base(built.base_id, row.digest)
+    opened = desk.artifacts.open_adapter(built.adapter_version, adapter.digest, base)
+    model = TorchEngine(device="cpu", dtype="float32", beams=10).load(base, opened)
+    assert model.backbone.prompt.kind == "instruction"
+
+    worlds.send(desk.database, desk.clock, worlds.later_walks())
+    [window] = Updater(desk.database, desk.settings, desk.clock, desk.artifacts).close_and_work(None)
+
+    assert window.state is WindowState.PROMOTED
+    assert adapters.read_registry(desk.database).pointer.adapter_version != built.adapter_version
+
+
+@on_sqlite
+def test_a_backbone_that_cannot_be_had_is_named_before_anything_is_trained(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        desk.build(str(tmp_path / "nowhere"))
+    assert not list(desk.artifacts.root.glob("*/*"))
+
+
+def test_a_search_under_the_instruction_prompt_finds_the_brute_force_ranking(tmp_path: Path) -> None:
+    backbone, adapter, _, _ = train(saved(tmp_path), TrainMode.LORA, epochs=2)
+    model = served(backbone, adapter, beams=10)
+    trie = build_trie(CODES_OF)
+    requests = [GenerationRequest(CODES_OF[rows], 6, np.empty(0, np.int64)) for rows in ([0], [1, 2, 3], [])]
+    for request, found in zip(requests, model.generate(requests, trie), strict=True):
+        scores = score_items(model.backbone, request.history, trie.leaf_codes)
+        order = np.argsort(-scores, kind="stable")
+        assert found.leaves.tolist() == order.tolist()
+        np.testing.assert_allclose(found.scores, scores[order], atol=1e-4)
