@@ -6,18 +6,27 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from trainer.language_model import AFTER, BEFORE, BETWEEN
 
 LETTERS = [chr(code) for code in range(32, 127)]
 
 
 def byte_tokenizer(*, start: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level pieces, as GPT-2 and SmolLM2 have them; start: a start token stands before every text."""
-    symbols = ["<|end|>", "<|start|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġi", "Ġt", "th"]
-    merges = [("Ġ", "i"), ("Ġ", "t"), ("t", "h")]
-    tokenizer = Tokenizer(BPE({symbol: i for i, symbol in enumerate(symbols)}, merges))
+    """Byte-level pieces, as GPT-2 and SmolLM2 have them, made from the prompt's own words so that it is short.
+
+    start: a start token stands before every text.
+    """
+    tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=700, special_tokens=["<|end|>", "<|start|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([BEFORE, BETWEEN, AFTER], trainer)
     if start:
         tokenizer.post_processor = TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|start|>")

@@ -97,7 +97,7 @@ class Desk:
     def build(self, source: str, **changes: Any) -> BuiltBase:
         recipe = BaseRecipe(
             tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
-            language=LanguageRecipe(source, **({"epochs": 6, "batch_size": 4, "learning_rate": 1e-2} | changes)),
+            language=LanguageRecipe(source, **({"epochs": 1, "batch_size": 8, "learning_rate": 1e-2} | changes)),
         )
         return build_base(self.database, self.artifacts, self.settings, self.clock, recipe, actor="tests")
 
@@ -109,7 +109,7 @@ def desk(database: Database, clock: SetClock, tmp_path: Path, database_url: str)
     settings = Settings(
         home=tmp_path / "home",
         database_url=database_url,
-        update_epochs=2,
+        update_epochs=1,
         update_min_steps=0,
         learning_rate_update=1e-2,
         embedding_dropout=0.0,
