@@ -23,7 +23,7 @@ from trainer.examples import Case, Examples, build_examples, sample_cases
 from trainer.learn import adapt, served
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
-from trainer.names import LORA_METHODS
+from trainer.names import LORA_METHODS, RANKERS
 from trainer.progress import Report
 from trainer.two_tower import make_ranker, training_positives
 from trainer.two_tower.base import Ranker
@@ -94,8 +94,10 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
     """Bring a task to its end below `folder`. report counts its blocks."""
     settings = task.settings(blocks.settings)
     folder.mkdir(parents=True, exist_ok=True)
+    first = 0 if task.method in RANKERS else 1
+    if all((folder / f"block-{t + 1}.json").exists() for t in range(first, len(blocks))):
+        return
     runner = _make_runner(task, blocks, base, settings)
-    first = 0 if isinstance(runner, RankerRunner) else 1
     done = [t for t in range(first, len(blocks)) if (folder / f"block-{t + 1}.json").exists()]
     if done:
         runner.load(folder / f"block-{done[-1] + 1}.safetensors")
