@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.repository import NewAdapter, NewBase
 from service.catalog import repository as catalog
@@ -17,6 +19,7 @@ from service.catalog.service import item_text
 from service.errors import DatasetError, InvalidRequest
 from service.events import repository as events
 from service.generation.backbone import Backbone, pick_device
+from service.generation.backbone_encoder import BackboneEncoder
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
@@ -58,6 +61,16 @@ class BaseRecipe:
     evaluate_every: int = 2
     patience: int = 2
 
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for texts that the backbone is to encode and cannot, now or later."""
+        if self.tokenizer.text_encoder is not TextEncoderKind.BACKBONE:
+            return
+        if self.language is None or self.language.train is not TrainMode.LORA:
+            raise InvalidRequest(
+                "the text encoder `backbone` is the language model as it comes: it needs --backbone smollm2, a folder "
+                "or a Hugging Face id, and --train lora, which leaves that model as it is for items that come later"
+            )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedBase:
@@ -88,7 +101,7 @@ def make_recipe(
     try:
         tokenizer = TokenizerConfig(quantiser=Quantiser(quantiser), text_encoder=TextEncoderKind(text_encoder))
     except ValueError as error:
-        raise InvalidRequest(f"{error}; quantisers: rqvae, rqkmeans; text encoders: tfidf, minilm") from error
+        raise InvalidRequest(f"{error}; quantisers: rqvae, rqkmeans; text encoders: tfidf, minilm, backbone") from error
     if backbone == TINY:
         recipe = BaseRecipe(TinyConfig(hidden, layers, hidden // HEAD_SIZE), tokenizer=tokenizer)
         return replace(recipe, epochs=epochs or recipe.epochs)
@@ -129,7 +142,7 @@ def build_base(
             used = events.item_ids_through(connection, through_seq)
             items = catalog.changed_since(connection, 0)
     with steps.step("tokenizer"):
-        codec, codes = tokenize(items, used, recipe.tokenizer, settings.seed, report)
+        codec, codes = tokenize(items, used, recipe.tokenizer, settings.seed, report, language_model)
         index = CatalogueIndex.of(items, codes)
     with steps.step("examples") as row:
         data = load_streams(database, settings, index, 0, through_seq)
@@ -171,10 +184,30 @@ def build_base(
     return BuiltBase(base.base_id, adapter.adapter_version, activation.revision, measured, steps.rows)
 
 
+def open_language_model(recipe: BaseRecipe, settings: Settings) -> LanguageModel | None:
+    """What the recipe starts from, on its device; None for tiny.
+
+    Called before anything else: one that cannot be had should not cost an hour first. Raises ConfigurationError.
+    """
+    if recipe.language is None:
+        return None
+    found = load_language_model(recipe.language.source, settings.seed)
+    nn.Module.to(found.backbone.model, pick_device(settings.device))
+    return found
+
+
 def tokenize(
-    items: Sequence[StoredItem | DatasetItem], used: Collection[str], config: TokenizerConfig, seed: int, report: Report
+    items: Sequence[StoredItem | DatasetItem],
+    used: Collection[str],
+    config: TokenizerConfig,
+    seed: int,
+    report: Report,
+    model: LanguageModel | None = None,
 ) -> tuple[Codec, dict[str, Codes]]:
-    """The codec, fitted on D_1's items, and codes for all items, those of D_1 first."""
+    """The codec, fitted on D_1's items, and codes for all items, those of D_1 first.
+
+    model: what open_language_model gave, not trained yet, for texts that it encodes.
+    """
     first = sorted((item for item in items if item.item_id in used), key=lambda item: item.item_id)
     rest = sorted((item for item in items if item.item_id not in used), key=lambda item: item.item_id)
     texts = {item.item_id: item_text(item.title, item.categories, item.brand, item.description) for item in items}
@@ -182,15 +215,11 @@ def tokenize(
         [texts[item.item_id] for item in first],
         config,
         seed=seed,
+        language_model=BackboneEncoder(model.backbone.model, model.tokenizer) if model else None,
         on_step=lambda step, loss: report("semantic IDs", step, config.steps),
     )
     ordered = [item.item_id for item in [*first, *rest]]
     return codec, dict(zip(ordered, codec.assign([texts[item_id] for item_id in ordered], ()), strict=True))
-
-
-def open_language_model(recipe: BaseRecipe, settings: Settings) -> LanguageModel | None:
-    """None for tiny. Called before anything else: one that cannot be had should not cost an hour first."""
-    return load_language_model(recipe.language.source, settings.seed) if recipe.language else None
 
 
 def train_backbone(
@@ -202,7 +231,7 @@ def train_backbone(
     model: LanguageModel | None,
     report: Report = silent,
 ) -> TrainedBase:
-    """The recipe's backbone, trained on D_1's examples. model: what open_language_model gave."""
+    """The recipe's backbone, trained on D_1's examples. model: what open_language_model gave; trained in place."""
     device = pick_device(settings.device)
     validation = sample_cases(examples.validation, VALIDATION_USERS, settings.seed)
     on_step = partial(report, "base")

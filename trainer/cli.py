@@ -21,7 +21,7 @@ from service.kit.allocator import keep_freed_memory
 from service.kit.clock import utc_now
 from service.settings import load_settings
 from service.telemetry import configure_logging
-from trainer.options import BackboneName, LearningRate, Train
+from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
 
 app = service.cli.app
@@ -50,7 +50,7 @@ def build(
     learning_rate: LearningRate = None,
     epochs: Annotated[int, typer.Option(min=0, help="Passes at most; 0: 12 for tiny, 4 for a language model.")] = 0,
     quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
-    text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
+    text_encoder: TextEncoderName = "tfidf",
     as_json: Json = False,
 ) -> None:
     """Train a base on every event stored so far and serve it."""

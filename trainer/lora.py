@@ -23,6 +23,12 @@ def names_of(module: str) -> tuple[str, str]:
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
+def adaptable(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that LoRA adapts, by name."""
+    found = [(n, m) for n, m in model.named_modules() if n.endswith(TARGET_MODULES)]
+    return {n: m for n, m in found if isinstance(m, nn.Linear)}
+
+
 class LoraBackbone:
     """A backbone with LoRA on every linear layer of its blocks; everything else is frozen.
 
@@ -33,12 +39,10 @@ class LoraBackbone:
     def __init__(self, backbone: Backbone, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
         """Fresh: A kaiming, B 0 (it changes nothing). Wraps the model in place; `unwrap` undoes it."""
         self.backbone, self.rank, self.scale = backbone, rank, alpha / rank
-        found = [(n, m) for n, m in backbone.model.named_modules() if n.endswith(TARGET_MODULES)]
-        linear = {n: m for n, m in found if isinstance(m, nn.Linear)}
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
         self.layers: dict[str, AdaptedLinear] = {}
-        for name, module in linear.items():
+        for name, module in adaptable(backbone.model).items():
             rows, columns = module.weight.shape
             peft_name = LORA_PREFIX + name
             bound = 1 / math.sqrt(columns)  # kaiming_uniform with a = sqrt(5), as PEFT initialises A

@@ -14,3 +14,6 @@ Train = Annotated[str, typer.Option(help="Of a language model on D_1: lora (and 
 LearningRate = Annotated[
     float | None, typer.Option(help="Of a language model on D_1; without it 1e-3, or 3e-4 with --train full.")
 ]
+TextEncoderName = Annotated[
+    str, typer.Option(help="tfidf, minilm (extra minilm), or backbone: the language model itself, with --train lora.")
+]

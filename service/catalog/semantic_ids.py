@@ -1,7 +1,8 @@
 """Item text -> four codes, with a codec that was fitted on D_1 and is frozen (fitted by trainer.tokenizer).
 
-text -> embedding (TF-IDF + truncated SVD, or MiniLM) -> encoder MLP (RQ-VAE; none for residual k-means) -> residual
-quantisation over 4 codebooks of 256. numpy only: encoding a new item must not need a deep-learning runtime.
+text -> embedding (TF-IDF + truncated SVD, MiniLM, or the base's own language model) -> encoder MLP (RQ-VAE; none for
+residual k-means) -> residual quantisation over 4 codebooks of 256. numpy only: with
+TF-IDF a new item needs no deep-learning runtime.
 """
 
 import json
@@ -31,6 +32,11 @@ class TextEncoder(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def instant(self) -> bool:
+        """Whether a few hundred texts are done before a waiting transaction notices."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Float32:
         """float32 [n, d], rows of unit length (or zero for a text without known words)."""
         ...
@@ -48,6 +54,7 @@ class TfidfEncoder:
     idf: Float32  # [terms]
     components: Float32  # [d, terms]
     kind: str = "tfidf"
+    instant: bool = True
 
     @cached_property
     def _vectorizer(self) -> TfidfVectorizer:
@@ -97,6 +104,11 @@ class Codec:
     codebooks: Float32
     kind: str
 
+    @property
+    def instant(self) -> bool:
+        """Whether a few hundred texts are done before a waiting transaction notices."""
+        return self.text_encoder.instant
+
     def latent(self, texts: Sequence[str]) -> Float32:
         """float32 [n, d], what the codebooks quantise."""
         return self.project(self.text_encoder.encode(texts))
@@ -127,7 +139,11 @@ class Codec:
         An item whose nearest semantic ID is taken gets the nearest free code of the last level; when all 256 are
         taken under its prefix it shares the nearest one.
         """
-        codes, distances = self.quantise(self.latent(list(texts)))
+        return self.place(self.latent(list(texts)), taken)
+
+    def place(self, latent: Float32, taken: Iterable[Codes]) -> list[Codes]:
+        """`assign` from what `latent` gave: the quick half of it."""
+        codes, distances = self.quantise(latent)
         return spread(codes, distances, set(taken))
 
     def save(self, folder: Path) -> None:
@@ -151,27 +167,34 @@ class Codec:
 
 
 def load_codec(folder: Path) -> Codec:
-    """Read what Codec.save wrote. Give it only verified folders. Raises ArtifactError when it is no codec."""
+    """Read what Codec.save wrote. Give it only verified folders, beside the model where that encodes the texts.
+
+    Raises ArtifactError when it is no codec.
+    """
     try:
         config = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "codec.safetensors")
         if (config["format"], config["levels"], config["codes"]) != (FORMAT, LEVELS, CODES):
             raise ArtifactError(f"{folder} holds a codec of another format; build the base again with this version")
-        encoder = _load_text_encoder(config["text_encoder"], tensors)
+        encoder = _load_text_encoder(config["text_encoder"], tensors, folder)
         layers = tuple((tensors[f"encoder.{i}.weight"], tensors[f"encoder.{i}.bias"]) for i in range(config["layers"]))
         return Codec(encoder, layers, tensors["codebooks"], config["kind"])
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"the codec in {folder} cannot be read ({error!r}); build the base again") from error
 
 
-def _load_text_encoder(config: dict[str, Any], tensors: dict[str, Float32]) -> TextEncoder:
+def _load_text_encoder(config: dict[str, Any], tensors: dict[str, Float32], folder: Path) -> TextEncoder:
     if config["kind"] == "tfidf":
         return TfidfEncoder(tuple(config["terms"]), tensors["text.idf"], tensors["text.components"])
     if config["kind"] == "minilm":
         from service.generation.minilm import MiniLMEncoder  # a deep-learning runtime, only where it is asked for
 
         return MiniLMEncoder()
-    raise ArtifactError(f"unknown text encoder {config['kind']!r}; tfidf and minilm are known")
+    if config["kind"] == "backbone":
+        from service.generation.backbone_encoder import BackboneEncoder  # likewise
+
+        return BackboneEncoder.open(folder.parent / "model")
+    raise ArtifactError(f"unknown text encoder {config['kind']!r}; tfidf, minilm and backbone are known")
 
 
 def squared_distances(points: Float32, centres: Float32) -> Float32:

@@ -11,14 +11,31 @@ from service.adapters.tables import active_adapter
 from service.catalog import repository
 from service.catalog.repository import Codes, StoredItem
 from service.catalog.schemas import Item, ItemView, PutReport
+from service.catalog.semantic_ids import Float32
 from service.errors import FieldError, InvalidRequest, NotFound
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.telemetry import ITEM_WRITES
 
+PIECE = 128
+"""Items that a slow text encoder takes at once: some ten seconds of SmolLM2-135M on two cores."""
+
 
 class Codec(Protocol):
     """A base's frozen tokenizer."""
+
+    @property
+    def instant(self) -> bool:
+        """Whether a few hundred texts are done before a waiting transaction notices."""
+        ...
+
+    def latent(self, texts: Sequence[str]) -> Float32:
+        """float32 [n, d], what `place` takes."""
+        ...
+
+    def place(self, latent: Float32, taken: Iterable[Codes]) -> list[Codes]:
+        """The rest of `assign`."""
+        ...
 
     def assign(self, texts: Sequence[str], taken: Iterable[Codes]) -> list[Codes]:
         """Codes for new items, one for each text, unlike `taken` and each other where there is room."""
@@ -39,9 +56,14 @@ def item_text(title: str, categories: Sequence[str], brand: str | None, descript
     return ". ".join(part.strip() for part in parts if part.strip())
 
 
+def _text(item: StoredItem) -> str:
+    return item_text(item.title, item.categories, item.brand, item.description)
+
+
 def put_items(database: Database, clock: Clock, items: Sequence[Item], active: ActiveCodec | None = None) -> PutReport:
     """Create, replace or bring back items in one transaction, and encode those that lack the active base's codes.
 
+    With a text encoder that is not instant they get their codes a moment later, in the background (encode_missing).
     An item keeps its codes when its text changes: the model knows it by them. Any number of items may be given, each
     id once. Raises InvalidRequest when an id occurs twice; then nothing is written.
     """
@@ -56,7 +78,7 @@ def put_items(database: Database, clock: Clock, items: Sequence[Item], active: A
             rows = [item.model_dump() for item in changed]
             repository.put_many(connection, rows, now=clock(), revision=revision)
             # A replica may still hold the previous base's codec: its codes would be wrong under the new one.
-            if active is not None and active_base_id(connection) == active.base_id:
+            if active is not None and active.codec.instant and active_base_id(connection) == active.base_id:
                 assign_codes(connection, active.base_id, active.codec, revision=revision)
     created = sum(item.item_id not in stored or stored[item.item_id].deleted_at is not None for item in changed)
     report = PutReport(
@@ -81,7 +103,7 @@ def assign_codes(connection: Connection, base_id: str, codec: Codec, *, revision
     lacking = repository.without_codes(connection, base_id)
     if not lacking:
         return 0
-    texts = [item_text(item.title, item.categories, item.brand, item.description) for item in lacking]
+    texts = [_text(item) for item in lacking]
     codes = codec.assign(texts, repository.taken_codes(connection, base_id))
     if revision is None:
         revision = repository.next_revision(connection)
@@ -91,14 +113,43 @@ def assign_codes(connection: Connection, base_id: str, codec: Codec, *, revision
 
 
 def encode_missing(database: Database, active: ActiveCodec) -> int:
-    """assign_codes in a transaction of its own, unless another base is active by now; returns how many."""
+    """Encode what lacks codes in a transaction of its own, unless another base is active by now; returns how many.
+
+    A codec that is not instant encodes outside of it, so that nobody waits for a language model, and at most PIECE
+    items: ask again until there are none.
+    """
     with database.read() as connection:
-        if active_base_id(connection) != active.base_id or not repository.without_codes(connection, active.base_id):
+        if active_base_id(connection) != active.base_id:
             return 0
+        lacking = repository.without_codes(connection, active.base_id)
+    if not lacking:
+        return 0
+    if not active.codec.instant:
+        return _encode_piece(database, active, lacking[:PIECE])
     with database.write() as connection:
         if active_base_id(connection) != active.base_id:
             return 0
         return assign_codes(connection, active.base_id, active.codec)
+
+
+def _encode_piece(database: Database, active: ActiveCodec, lacking: Sequence[StoredItem]) -> int:
+    texts = {item.item_id: _text(item) for item in lacking}
+    latent = active.codec.latent(list(texts.values()))
+    with database.write() as connection:
+        repository.lock_revision(connection)
+        stored = repository.by_ids(connection, list(texts))
+        kept = [
+            i
+            for i, (item_id, text) in enumerate(texts.items())
+            if stored[item_id].base_id != active.base_id and _text(stored[item_id]) == text  # else another was quicker
+        ]
+        if not kept or active_base_id(connection) != active.base_id:
+            return 0
+        codes = active.codec.place(latent[kept], repository.taken_codes(connection, active.base_id))
+        ids = list(texts)
+        by_id = {ids[i]: own for i, own in zip(kept, codes, strict=True)}
+        repository.set_codes(connection, active.base_id, by_id, revision=repository.next_revision(connection))
+        return len(by_id)
 
 
 def active_base_id(connection: Connection) -> str | None:

@@ -20,6 +20,7 @@ class MiniLMEncoder:
     """Mean-pooled last hidden states over at most 256 tokens, normalised; float32 [n, 384]."""
 
     kind = "minilm"
+    instant = False
 
     def __init__(self, batch_size: int = 64) -> None:
         """Raises ConfigurationError when the package is not installed."""

@@ -1,10 +1,11 @@
 """The catalogue against both stores, and over HTTP."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -12,7 +13,9 @@ from service.adapters.tables import active_adapter, bases
 from service.catalog import repository
 from service.catalog.repository import Codes
 from service.catalog.schemas import Item
+from service.catalog.semantic_ids import Float32
 from service.catalog.service import (
+    PIECE,
     ActiveCodec,
     assign_codes,
     delete_item,
@@ -27,23 +30,37 @@ from tests.conftest import SetClock
 
 
 class FirstLetterCodec:
-    """A codec small enough to check by hand: (first letter, length, 0, first free number)."""
+    """A codec small enough to check by hand: (first letter, length, 0, first free number).
+
+    meanwhile: what happens while texts are encoded, once.
+    """
+
+    def __init__(self, *, instant: bool = True, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.instant, self._meanwhile = instant, meanwhile
+
+    def latent(self, texts: Sequence[str]) -> Float32:
+        meanwhile, self._meanwhile = self._meanwhile, lambda: None
+        meanwhile()
+        return np.array([(ord(text[0]) % 256, len(text) % 256) for text in texts], dtype=np.float32)
 
     def assign(self, texts: Sequence[str], taken: Iterable[Codes]) -> list[Codes]:
-        used, result = set(taken), []
-        for text in texts:
-            prefix = (ord(text[0]) % 256, len(text) % 256, 0)
+        return self.place(self.latent(texts), taken)
+
+    def place(self, latent: Float32, taken: Iterable[Codes]) -> list[Codes]:
+        used, result = set(taken), list[Codes]()
+        for letter, length in latent.astype(int).tolist():
+            prefix = (letter, length, 0)
             code = next(n for n in range(256) if (*prefix, n) not in used)
             used.add((*prefix, code))
             result.append((*prefix, code))
         return result
 
 
-def activate(database: Database, clock: SetClock, base_id: str) -> ActiveCodec:
+def activate(database: Database, clock: SetClock, base_id: str, codec: FirstLetterCodec | None = None) -> ActiveCodec:
     with database.write() as connection:
         connection.execute(bases.insert().values(base_id=base_id, digest="d", created_at=clock(), metrics={}))
         connection.execute(active_adapter.update().values(base_id=base_id))
-    return ActiveCodec(base_id, FirstLetterCodec())
+    return ActiveCodec(base_id, codec or FirstLetterCodec())
 
 
 def codes_of(database: Database, item_id: str) -> tuple[str | None, Codes | None]:
@@ -131,6 +148,43 @@ def test_a_replica_with_an_old_bases_codec_leaves_the_codes_to_others(database: 
     put_items(database, clock, [Item(item_id="i", title="ab")], old)
     assert codes_of(database, "i") == (None, None)
     assert encode_missing(database, old) == 0
+
+
+def test_a_codec_that_takes_a_while_encodes_later_a_piece_at_a_time(database: Database, clock: SetClock) -> None:
+    active = activate(database, clock, "b-1", FirstLetterCodec(instant=False))
+    put_items(database, clock, [Item(item_id=f"i{n:03d}", title="ab") for n in range(PIECE + 2)], active)
+    assert codes_of(database, "i000") == (None, None)
+    assert [encode_missing(database, active) for _ in range(3)] == [PIECE, 2, 0]
+    assert codes_of(database, "i000") == ("b-1", (97, 2, 0, 0))
+    assert codes_of(database, f"i{PIECE + 1:03d}") == ("b-1", (97, 2, 0, PIECE + 1))
+
+
+def test_what_changes_while_it_is_encoded_is_encoded_again(database: Database, clock: SetClock) -> None:
+    def change() -> None:  # nobody may have to wait for the codec: a transaction around it would stop this one
+        put_items(database, clock, [Item(item_id="i", title="other")])
+
+    active = activate(database, clock, "b-1", FirstLetterCodec(instant=False, meanwhile=change))
+    put_items(database, clock, [Item(item_id="i", title="ab"), Item(item_id="j", title="c")], active)
+    assert [encode_missing(database, active) for _ in range(3)] == [1, 1, 0]
+    assert codes_of(database, "i") == ("b-1", (111, 5, 0, 0))
+
+
+def test_what_another_replica_encoded_meanwhile_keeps_its_codes(database: Database, clock: SetClock) -> None:
+    quick = activate(database, clock, "b-1")
+    slow = ActiveCodec("b-1", FirstLetterCodec(instant=False, meanwhile=lambda: encode_missing(database, quick)))
+    put_items(database, clock, [Item(item_id="i", title="ab")])
+    assert encode_missing(database, slow) == 0
+    assert codes_of(database, "i") == ("b-1", (97, 2, 0, 0))
+
+
+def test_a_base_that_takes_over_while_items_are_encoded_gets_no_foreign_codes(
+    database: Database, clock: SetClock
+) -> None:
+    late = FirstLetterCodec(instant=False, meanwhile=lambda: activate(database, clock, "b-2"))
+    active = activate(database, clock, "b-1", late)
+    put_items(database, clock, [Item(item_id="i", title="ab")])
+    assert encode_missing(database, active) == 0
+    assert codes_of(database, "i") == (None, None)
 
 
 def test_a_new_base_encodes_every_item_anew_deleted_ones_too(database: Database, clock: SetClock) -> None:

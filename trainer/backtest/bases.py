@@ -56,7 +56,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
     codes = data.codes
     if codes is None:
         used = {data.items[row].item_id for row in np.unique(data.blocks[0].item).tolist()}
-        _, by_id = tokenize(data.items, used, recipe.tokenizer, settings.seed, report)
+        _, by_id = tokenize(data.items, used, recipe.tokenizer, settings.seed, report, language_model)
         codes = np.array([by_id[item.item_id] for item in data.items], dtype=np.int16)
     index = index_of(data, codes)
     examples = build_examples(

@@ -15,7 +15,7 @@ from service.settings import GroupBy, load_settings
 from service.telemetry import configure_logging
 from trainer.backtest.splits import Split
 from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
-from trainer.options import BackboneName, LearningRate, Train
+from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
 
 
@@ -49,7 +49,7 @@ def backtest(
         Path | None, typer.Option(help="An earlier --out whose bases are taken: same data, recipe and base settings.")
     ] = None,
     quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
-    text_encoder: Annotated[str, typer.Option(help="tfidf or minilm (extra minilm).")] = "tfidf",
+    text_encoder: TextEncoderName = "tfidf",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core, one on a GPU.")] = 0,
     list_methods: Annotated[bool, typer.Option("--list-methods", help="Print the methods and end.")] = False,
     as_json: Json = False,

@@ -19,6 +19,7 @@ class Quantiser(StrEnum):
 class TextEncoderKind(StrEnum):
     TFIDF = "tfidf"
     MINILM = "minilm"
+    BACKBONE = "backbone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,18 @@ def fit_codec(
     config: TokenizerConfig,
     *,
     seed: int,
+    language_model: TextEncoder | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Codec:
     """Fit on the texts of D_1's items. on_step(step, loss) reports an RQ-VAE's progress of `config.steps`.
+
+    language_model: the encoder of kind `backbone`, if that is what the configuration asks for.
 
     Raises CatalogueError for no items or items without words.
     """
     if not texts:
         raise CatalogueError("there are no items with events to fit semantic IDs on; import items and events first")
-    encoder = _fit_text_encoder(texts, config, seed)
+    encoder = _fit_text_encoder(texts, config, seed, language_model)
     embeddings = encoder.encode(texts)
     if config.quantiser is Quantiser.RQKMEANS:
         return Codec(encoder, (), fit_rqkmeans(embeddings, seed=seed), config.quantiser.value)
@@ -58,7 +62,12 @@ def fit_codec(
     return Codec(encoder, layers, books, config.quantiser.value)
 
 
-def _fit_text_encoder(texts: Sequence[str], config: TokenizerConfig, seed: int) -> TextEncoder:
+def _fit_text_encoder(
+    texts: Sequence[str], config: TokenizerConfig, seed: int, language_model: TextEncoder | None
+) -> TextEncoder:
+    if config.text_encoder is TextEncoderKind.BACKBONE:
+        assert language_model is not None  # noqa: S101  # trainer.base.BaseRecipe sees to it
+        return language_model
     if config.text_encoder is TextEncoderKind.MINILM:
         from service.generation.minilm import MiniLMEncoder  # an optional package
 
