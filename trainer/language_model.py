@@ -52,10 +52,10 @@ def load_language_model(source: str, seed: int) -> LanguageModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model, tokenizer = _smollm2() if source == SMOLLM2 else _from_hugging_face(source)
     _check_layers(model, source)
+    first = add_code_tokens(model, tokenizer, seed)
     with torch.no_grad():
         for parameter in model.parameters():  # to what is stored: D_1 learns against the very weights that are served
             parameter.copy_(parameter.to(STORED))
-    first = add_code_tokens(model, tokenizer, seed)
     model.requires_grad_(False)
     model.train(False)
     return LanguageModel(Backbone(model, instruction_prompt(tokenizer, first)), tokenizer)
@@ -85,8 +85,8 @@ def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """
     names = code_tokens()
     known = set(tokenizer.get_vocab())
-    new = [AddedToken(name, normalized=False, special=True) for name in names]
-    tokenizer.add_tokens(new, special_tokens=True)
+    added = [AddedToken(name, normalized=False, special=True) for name in names]
+    tokenizer.add_tokens(added, special_tokens=True)
     ids = [int(tokenizer.convert_tokens_to_ids(name)) for name in names]  # type: ignore[arg-type]  # of one: one
     first = ids[0]
     if ids != list(range(first, first + LEVELS * CODES)):
@@ -100,8 +100,9 @@ def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for rows in token_rows(model):
-                new_rows = torch.randn(LEVELS * CODES, rows.shape[1], generator=generator)
-                rows[first : first + LEVELS * CODES] = new_rows * rows[:trained].float().std()
+                new = rows[trained : first + LEVELS * CODES]  # other tokens too that a tokenizer has beyond the model's
+                drawn = torch.randn(new.shape, generator=generator)
+                new.copy_(drawn * rows[:trained].float().std())
     return first
 
 

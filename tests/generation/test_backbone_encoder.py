@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from service.errors import ArtifactError
 from service.generation.backbone_encoder import MOST_TOKENS, BackboneEncoder
-from tests.language_models import TOKENIZERS, llama, save, save_llama
+from tests.language_models import byte_tokenizer, llama, prefixing_tokenizer, saved
 from trainer.language_model import LanguageModel, load_language_model, save_language_model
 
 TEXTS = ["red kettle", "", "green lamp. lamp, with a long text behind it", "black", "red kettle"]
@@ -20,7 +21,7 @@ def encoder_of(model: LanguageModel, batch_size: int = 16) -> BackboneEncoder:
 
 @pytest.fixture
 def model(tmp_path: Path) -> LanguageModel:
-    return load_language_model(str(save_llama(tmp_path / "source")), seed=0)
+    return load_language_model(str(saved(tmp_path / "source")), seed=0)
 
 
 def test_a_vector_is_the_mean_of_the_last_hidden_states_at_length_one(model: LanguageModel) -> None:
@@ -62,11 +63,15 @@ def test_a_semantic_id_spelt_in_a_text_is_text(model: LanguageModel) -> None:
     np.testing.assert_array_equal(encoder_of(model).encode(["kettle <a_1> lamp"]), before)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_saved_model_encodes_as_the_one_that_was_there(tmp_path: Path, kind: str) -> None:
-    tokenizer = TOKENIZERS[kind]()
-    source = save(tmp_path / "source", llama(len(tokenizer)), tokenizer)
-    model = load_language_model(str(source), seed=0)
+@pytest.mark.parametrize(
+    "tokenizer",
+    [byte_tokenizer(start=True), *map(prefixing_tokenizer, ("always", "first", "normalised"))],
+    ids=["start", "always", "first", "normalised"],
+)
+def test_a_saved_model_encodes_as_the_one_that_was_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    llama(len(tokenizer)).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    model = load_language_model(str(tmp_path / "source"), seed=0)
     before = encoder_of(model).encode(TEXTS)
 
     save_language_model(model, tmp_path / "model")

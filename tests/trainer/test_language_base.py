@@ -1,17 +1,24 @@
 """A base from a language model, from D_1 to an update of the service."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from service.adapters import repository
 from service.adapters import service as adapters
 from service.adapters.artifacts import ArtifactStore
+from service.catalog import repository as catalog_rows
+from service.catalog.encoding import CodecFollower
+from service.catalog.schemas import Item
+from service.catalog.semantic_ids import load_codec
+from service.catalog.service import get_item, item_text, put_items
 from service.catalog.trie import CODES, LEVELS, build_trie
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, Conflict, InvalidRequest
 from service.generation.engine import GenerationRequest
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchEngine
@@ -20,13 +27,16 @@ from service.settings import Settings
 from service.windows.states import WindowState
 from tests import worlds
 from tests.conftest import SetClock
-from tests.language_models import saved
-from trainer.base import BaseRecipe, BuiltBase, build_base
+from tests.language_models import byte_tokenizer, llama, qwen2, saved
+from tests.trainer.backtest.drifting import drifting
+from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, take_base
+from trainer.base import BaseRecipe, BuiltBase, build_base, make_recipe
 from trainer.examples import Case, Examples, TrainingSequence
 from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
 from trainer.language_model import load_language_model, token_rows
 from trainer.learn import served
-from trainer.tokenizer.fit import Quantiser, TokenizerConfig
+from trainer.progress import silent
+from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig
 from trainer.updater import Updater
 
 torch.set_num_threads(1)  # models this small only wait for one another's threads
@@ -53,6 +63,19 @@ def train(folder: Path, mode: TrainMode, **changes: Any) -> tuple[Any, Any, Any,
         on_step=lambda done, total: None,
     )
     return found.backbone, adapter, report, before
+
+
+@pytest.mark.parametrize("make", [llama, qwen2])
+def test_lora_on_d1_leaves_every_other_weight_alone(tmp_path: Path, make: Callable[[int], PreTrainedModel]) -> None:
+    folder = saved(tmp_path, model=make(len(byte_tokenizer())))
+    before = load_language_model(str(folder), seed=0).backbone.model.state_dict()
+
+    backbone, adapter, report, rows = train(folder, TrainMode.LORA, epochs=1)
+
+    changed = {n for n, weight in backbone.model.state_dict().items() if not torch.equal(weight, before[n])}
+    assert changed == {"model.embed_tokens.weight", "lm_head.weight"}
+    of_rows = len(rows) * LEVELS * CODES * 32
+    assert report.trainable_parameters == of_rows + sum(t.numel() for t in adapter.tensors.values())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -94,9 +117,9 @@ class Desk:
         self.database, self.clock, self.settings = database, clock, settings
         self.artifacts = ArtifactStore(settings.artifacts_dir)
 
-    def build(self, source: str, **changes: Any) -> BuiltBase:
+    def build(self, source: str, encoder: TextEncoderKind = TextEncoderKind.TFIDF, **changes: Any) -> BuiltBase:
         recipe = BaseRecipe(
-            tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
+            tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS, text_encoder=encoder),
             language=LanguageRecipe(source, **({"epochs": 1, "batch_size": 8, "learning_rate": 1e-2} | changes)),
         )
         return build_base(self.database, self.artifacts, self.settings, self.clock, recipe, actor="tests")
@@ -146,6 +169,59 @@ def test_a_backbone_that_cannot_be_had_is_named_before_anything_is_trained(desk:
     with pytest.raises(ConfigurationError, match="nowhere"):
         desk.build(str(tmp_path / "nowhere"))
     assert not list(desk.artifacts.root.glob("*/*"))
+
+
+def test_texts_are_encoded_by_a_language_model_that_stays_as_it_is_or_not_at_all() -> None:
+    given: dict[str, Any] = {"hidden": 64, "layers": 2, "epochs": 1, "quantiser": "rqkmeans"}
+    recipe = make_recipe("smollm2", text_encoder="backbone", **given)
+    assert recipe.tokenizer.text_encoder is TextEncoderKind.BACKBONE
+    for backbone, mode in (("tiny", "lora"), ("smollm2", "full")):
+        with pytest.raises(InvalidRequest, match="--train lora"):
+            make_recipe(backbone, train=mode, text_encoder="backbone", **given)
+
+
+@on_sqlite
+def test_a_base_that_encodes_texts_itself_encodes_later_ones_in_the_background(desk: Desk, tmp_path: Path) -> None:
+    built = desk.build(str(saved(tmp_path / "model")), encoder=TextEncoderKind.BACKBONE)
+
+    with desk.database.read() as connection:
+        row = repository.find_base(connection, built.base_id)
+        items = sorted(catalog_rows.changed_since(connection, 0), key=lambda item: item.item_id)
+    assert row is not None
+    codec = load_codec(desk.artifacts.open_base(built.base_id, row.digest).path / "codec")
+    texts = [item_text(item.title, item.categories, item.brand, item.description) for item in items]
+    assert codec.assign(texts, ()) == [
+        item.codes for item in items
+    ]  # the stored model is the one that D_1 was fitted on
+    assert len({item.codes for item in items}) == worlds.ITEMS
+
+    follower = CodecFollower(desk.database, desk.settings.poll_interval, lambda base_id: codec)
+    follower.refresh()
+    new = Item(item_id="new", title="golden kettle")
+    put_items(desk.database, desk.clock, [new], follower.active())
+    assert get_item(desk.database, "new").codes is None
+    follower.refresh()
+    assert get_item(desk.database, "new").base_id == built.base_id
+
+
+def test_a_backtests_base_keeps_adapter_one_and_is_taken_again_for_the_same_question_only(tmp_path: Path) -> None:
+    data, settings = drifting(), Settings()
+    language = LanguageRecipe(str(saved(tmp_path / "model")), epochs=1, learning_rate=1e-2)
+    recipe, first, second = BaseRecipe(language=language), tmp_path / "first", tmp_path / "second"
+
+    fit_base(data, recipe, settings, base_folder(first, 0), silent)
+    take_base(base_folder(first, 0), base_folder(second, 0), made_from(data, recipe, settings))
+
+    opened, taken = (open_base(data, base_folder(out, 0), settings) for out in (first, second))
+    assert opened.backbone.prompt.kind == "instruction"
+    assert opened.backbone.model.dtype == torch.float32  # on a CPU, whatever it is stored in
+    assert opened.adapter is not None
+    assert taken.adapter is not None
+    assert taken.adapter.scale == opened.adapter.scale == settings.lora_alpha / settings.lora_rank
+    assert all(torch.equal(tensor, opened.adapter.tensors[name]) for name, tensor in taken.adapter.tensors.items())
+    other = made_from(data, recipe, settings.model_copy(update={"lora_rank": 4}))
+    with pytest.raises(Conflict, match="other settings"):
+        take_base(base_folder(first, 0), base_folder(tmp_path / "third", 0), other)
 
 
 def test_a_search_under_the_instruction_prompt_finds_the_brute_force_ranking(tmp_path: Path) -> None:

