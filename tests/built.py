@@ -14,7 +14,8 @@ from service.kit.db import Database
 from service.settings import Settings
 from service.tables import metadata
 from tests import worlds
-from trainer.base import BaseRecipe, BuiltBase, build_base
+from trainer.base import BuiltBase, build_base
+from trainer.recipe import BaseRecipe
 from trainer.tiny import TinyConfig
 from trainer.tokenizer.fit import Quantiser, TokenizerConfig
 

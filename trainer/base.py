@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from service.catalog.index import CatalogueIndex
 from service.catalog.repository import Codes, StoredItem
 from service.catalog.semantic_ids import Codec
 from service.catalog.service import item_text
-from service.errors import DatasetError, InvalidRequest
+from service.errors import DatasetError
 from service.events import repository as events
 from service.generation.backbone import Backbone, pick_device
 from service.generation.backbone_encoder import BackboneEncoder
@@ -30,46 +30,19 @@ from trainer.datasets import DatasetItem
 from trainer.evaluation import metrics, model_ranks, popularity_ranks
 from trainer.examples import Examples, build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
-from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
+from trainer.language_base import TrainMode, train_language_base
 from trainer.language_model import LanguageModel, load_language_model, save_language_model
 from trainer.learn import Steps, served
 from trainer.lora import LoraBackbone, save_adapter
 from trainer.methods.base import Adapter
 from trainer.progress import Report, silent
+from trainer.recipe import TINY, BaseRecipe
 from trainer.streams import load_streams, popularity_through
-from trainer.tiny import TinyConfig, low_precision_pays, save_model, train_base
-from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig, fit_codec
+from trainer.tiny import low_precision_pays, save_model, train_base
+from trainer.tokenizer.fit import TokenizerConfig, fit_codec
 
 VALIDATION_USERS = 300
 FRESH = "fresh"
-TINY = "tiny"
-HEAD_SIZE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class BaseRecipe:
-    """Everything that decides a base but the data. language: the language model that is taken instead of a tiny one,
-    with settings of its own; those from `epochs` on are the tiny one's."""
-
-    tiny: TinyConfig = field(default_factory=TinyConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    language: LanguageRecipe | None = None
-    epochs: int = 12
-    batch_size: int = 16
-    weight_decay: float = 0.05
-    piece: int = 20
-    evaluate_every: int = 2
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        """Raises InvalidRequest for texts that the backbone is to encode and cannot, now or later."""
-        if self.tokenizer.text_encoder is not TextEncoderKind.BACKBONE:
-            return
-        if self.language is None or self.language.train is not TrainMode.LORA:
-            raise InvalidRequest(
-                "the text encoder `backbone` is the language model as it comes: it needs --backbone smollm2, a folder "
-                "or a Hugging Face id, and --train lora, which leaves that model as it is for items that come later"
-            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,33 +53,6 @@ class TrainedBase:
     adapter: Adapter | None
     fit: FitReport
     save: Callable[[Path], None]
-
-
-def make_recipe(
-    backbone: str,
-    *,
-    hidden: int,
-    layers: int,
-    epochs: int,
-    quantiser: str,
-    text_encoder: str,
-    train: str = TrainMode.LORA,
-    learning_rate: float | None = None,
-) -> BaseRecipe:
-    """From what a command was given; epochs: 0 for the backbone's own. Raises InvalidRequest naming what there is."""
-    if hidden % HEAD_SIZE:
-        raise InvalidRequest(f"--hidden must be a multiple of {HEAD_SIZE}, the size of one attention head")
-    if train not in tuple(TrainMode):
-        raise InvalidRequest(f"--train {train!r} is not known; choose one of {', '.join(TrainMode)}")
-    try:
-        tokenizer = TokenizerConfig(quantiser=Quantiser(quantiser), text_encoder=TextEncoderKind(text_encoder))
-    except ValueError as error:
-        raise InvalidRequest(f"{error}; quantisers: rqvae, rqkmeans; text encoders: tfidf, minilm, backbone") from error
-    if backbone == TINY:
-        recipe = BaseRecipe(TinyConfig(hidden, layers, hidden // HEAD_SIZE), tokenizer=tokenizer)
-        return replace(recipe, epochs=epochs or recipe.epochs)
-    language = LanguageRecipe(backbone, TrainMode(train), learning_rate=learning_rate)
-    return BaseRecipe(language=replace(language, epochs=epochs or language.epochs), tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -54,7 +54,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Train a base on every event stored so far and serve it."""
-    from trainer.base import build_base, make_recipe
+    from trainer.base import build_base
+    from trainer.recipe import make_recipe
 
     recipe = make_recipe(
         backbone,

@@ -21,7 +21,8 @@ from service.settings import Settings
 from tests import worlds
 from tests.built import RECIPE, BuiltWorld
 from tests.conftest import SetClock
-from trainer.base import BaseRecipe, BuiltBase, build_base
+from trainer.base import BuiltBase, build_base
+from trainer.recipe import BaseRecipe
 from trainer.tokenizer.fit import Quantiser, TokenizerConfig
 
 

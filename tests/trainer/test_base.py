@@ -23,9 +23,10 @@ from service.windows import service as windows
 from service.windows.states import SealedBecause, WindowState
 from tests import worlds
 from tests.conftest import SetClock
-from trainer.base import BaseRecipe, BuiltBase, build_base, make_recipe
+from trainer.base import BuiltBase, build_base
 from trainer.language_base import LanguageRecipe, TrainMode
 from trainer.progress import Report, silent
+from trainer.recipe import BaseRecipe, make_recipe
 from trainer.tiny import TinyConfig
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig
 

@@ -30,12 +30,13 @@ from tests.conftest import SetClock
 from tests.language_models import byte_tokenizer, llama, qwen2, saved
 from tests.trainer.backtest.drifting import drifting
 from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, take_base
-from trainer.base import BaseRecipe, BuiltBase, build_base, make_recipe
+from trainer.base import BuiltBase, build_base
 from trainer.examples import Case, Examples, TrainingSequence
 from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
 from trainer.language_model import load_language_model, token_rows
 from trainer.learn import served
 from trainer.progress import silent
+from trainer.recipe import BaseRecipe, make_recipe
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig
 from trainer.updater import Updater
 

@@ -18,11 +18,12 @@ from service.generation.backbone import Backbone, pick_device
 from service.kit.files import publish_folder
 from service.settings import Settings
 from trainer.backtest.data import BacktestData, popularity_before, streams
-from trainer.base import BaseRecipe, open_language_model, tokenize, train_backbone
+from trainer.base import open_language_model, tokenize, train_backbone
 from trainer.examples import build_examples
 from trainer.language_model import load_trainable
 from trainer.methods.base import Adapter
 from trainer.progress import Report
+from trainer.recipe import BaseRecipe
 
 ADAPTER = "adapter.safetensors"
 DECIDES = {

@@ -81,7 +81,7 @@ def backtest(
     from trainer.backtest.report import markdown, summarise, write_report  # seconds to import: not to be misread first
     from trainer.backtest.runner import Backtest
     from trainer.backtest.sources import from_blocks, from_raw
-    from trainer.base import make_recipe
+    from trainer.recipe import make_recipe
 
     recipe = make_recipe(
         backbone,

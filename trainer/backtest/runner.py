@@ -23,8 +23,8 @@ from trainer.backtest.data import BacktestData, check_scorable
 from trainer.backtest.groups import user_groups
 from trainer.backtest.tasks import Plan, Task
 from trainer.backtest.work import Blocks, read_blocks, run_task
-from trainer.base import BaseRecipe
 from trainer.progress import Report
+from trainer.recipe import BaseRecipe
 
 FORMAT = 1
 # What a task sets by itself, and what plays no part in a backtest's figures.

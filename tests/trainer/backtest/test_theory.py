@@ -14,9 +14,9 @@ from tests.trainer.backtest.drifting import drifting, moves
 from trainer.backtest.bases import fit_base, open_base
 from trainer.backtest.tasks import Sweep, Task
 from trainer.backtest.work import Blocks, read_blocks, run_task
-from trainer.base import BaseRecipe
 from trainer.evaluation import ndcg
 from trainer.progress import silent
+from trainer.recipe import BaseRecipe
 from trainer.tiny import TinyConfig
 
 torch.set_num_threads(1)  # models this small only wait for one another's threads
