@@ -24,6 +24,9 @@ from service.telemetry import configure_logging
 from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
 
+HIGHEST_RATE = 1e-3
+"""Of an update of a language model, before a word is said: the paper's best are .05 to .1 of it (figure 4)."""
+
 app = service.cli.app
 base = typer.Typer(no_args_is_help=True, help="Bases: backbone, tokenizer and semantic IDs, trained on what is stored.")
 updater = typer.Typer(no_args_is_help=True, help="The updater: windows into adapters.")
@@ -88,6 +91,12 @@ def build(
     for name in ("base", "popularity"):
         found = ", ".join(f"{metric} {value:.4f}" for metric, value in built.metrics[name].items())
         typer.echo(f"  {name}: {found} on {built.metrics['users']} users' last items")
+    if recipe.language is not None and settings.learning_rate_update > HIGHEST_RATE:
+        typer.echo(
+            f"note: updates of a language model want a rate of about 1e-4, and ADAPTIDE_LEARNING_RATE_UPDATE is "
+            f"{settings.learning_rate_update:g}; the README lists the settings that go with one",
+            err=True,
+        )
 
 
 @updater.command("run")
