@@ -18,7 +18,7 @@ from service.kit.db import Database
 from service.telemetry import ITEM_WRITES
 
 PIECE = 128
-"""Items that a slow text encoder takes at once: some ten seconds of SmolLM2-135M on two cores."""
+"""Items that a slow text encoder takes at once: some seconds of SmolLM2-135M on two cores."""
 
 
 class Codec(Protocol):
