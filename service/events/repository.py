@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from service.events.tables import events
@@ -89,13 +89,13 @@ def _interactions(user_id: str, ignored_types: Collection[str]) -> list[sa.Colum
     return wanted
 
 
-def interactions_after(connection: Connection, seq: int, limit: int) -> list[Any]:
+def interactions_after(connection: Connection, seq: int, limit: int, through_seq: int | None = None) -> list[Any]:
     """Up to `limit` events after sequence number `seq`, in its order: rows of seq, user_id, item_id, event_type,
-    occurred_at. On PostgreSQL a transaction that commits late can add a row below one that was read already.
+    occurred_at. None lies after `through_seq`, if that is given. On PostgreSQL a transaction that commits late can add a row below one that was read already.
     """
     columns = (events.c.seq, events.c.user_id, events.c.item_id, events.c.event_type, events.c.occurred_at)
     query = sa.select(*columns).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    return list(connection.execute(query))
+    return list(connection.execute(query if through_seq is None else query.where(events.c.seq <= through_seq)))
 
 
 def max_seq(connection: Connection) -> int:
@@ -150,18 +150,37 @@ def window_interactions(
 def earlier_interactions(
     connection: Connection, user_ids: Collection[str], through_seq: int, limit: int, ignored_types: Collection[str] = ()
 ) -> list[Any]:
-    """(user_id, item_id) of each user's last `limit` interactions with seq <= through_seq, by user, oldest first."""
-    recency = (events.c.occurred_at.desc(), events.c.seq.desc())
-    numbered = sa.select(
-        events.c.user_id,
-        events.c.item_id,
-        sa.func.row_number().over(partition_by=events.c.user_id, order_by=recency).label("age"),
-    ).where(events.c.user_id.in_(user_ids), events.c.seq <= through_seq)
+    """(user_id, item_id) of each user's last `limit` interactions with seq <= through_seq, by user, oldest first.
+
+    However long a history is, no more than the newest `limit` of it are read.
+    """
+    newest: Any
+    if connection.dialect.name == "postgresql":
+        users = sa.bindparam("users", list(user_ids), type_=postgresql.ARRAY(sa.Text))
+        wanted = sa.func.unnest(users).table_valued("user_id").render_derived(name="wanted")
+        latest = sa.select(events.c.user_id, events.c.item_id, events.c.occurred_at, events.c.seq)
+        newest = _newest(latest, events, wanted.c.user_id, through_seq, limit, ignored_types).lateral("newest")
+        query = sa.select(newest.c.user_id, newest.c.item_id).select_from(wanted.join(newest, sa.true()))
+        return list(connection.execute(query.order_by(newest.c.user_id, newest.c.occurred_at, newest.c.seq)))
+    given = sa.func.json_each(orjson.dumps(list(user_ids)).decode()).table_valued("value", name="wanted")
+    own = events.alias("own")  # SQLite has no lateral join, but a sequence number is its row's address
+    newest = _newest(sa.select(own.c.seq), own, given.c.value, through_seq, limit, ignored_types).correlate(given)
+    query = sa.select(events.c.user_id, events.c.item_id).select_from(given.join(events, events.c.seq.in_(newest)))
+    return list(connection.execute(query.order_by(events.c.user_id, events.c.occurred_at, events.c.seq)))
+
+
+def _newest(
+    query: sa.Select[Any],
+    table: sa.FromClause,
+    user_id: sa.ColumnElement[str],
+    through_seq: int,
+    limit: int,
+    ignored_types: Collection[str],
+) -> sa.Select[Any]:
+    query = query.where(table.c.user_id == user_id, table.c.seq <= through_seq)
     if ignored_types:
-        numbered = numbered.where(events.c.event_type.not_in(sorted(ignored_types)))
-    last = numbered.subquery()
-    query = sa.select(last.c.user_id, last.c.item_id).where(last.c.age <= limit)
-    return list(connection.execute(query.order_by(last.c.user_id, last.c.age.desc())))
+        query = query.where(table.c.event_type.not_in(sorted(ignored_types)))
+    return query.order_by(table.c.occurred_at.desc(), table.c.seq.desc()).limit(limit)
 
 
 def item_ids_through(connection: Connection, through_seq: int) -> set[str]:
