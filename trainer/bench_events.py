@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -105,8 +104,9 @@ def make_batch(random: np.random.Generator) -> list[dict[str, Any]]:
     """Events as a client sends them: half with a value, a quarter with properties."""
     now = datetime.now(UTC)
     made = []
-    for place, (user, item, rest) in enumerate(zip(*random.integers(0, [[USERS], [ITEMS], [4]], (3, BATCH)).tolist())):  # noqa: B905
-        event = {
+    drawn = random.integers(0, [[USERS], [ITEMS], [4]], (3, BATCH)).T.tolist()
+    for place, (user, item, rest) in enumerate(drawn):
+        event: dict[str, Any] = {
             "event_id": uuid.uuid4().hex,
             "user_id": f"u{user}",
             "item_id": f"i{item}",
@@ -137,9 +137,10 @@ def _service(database: Database) -> Iterator[Send]:
 def _http(database: Database) -> Iterator[Send]:
     """The server's own process, and one client for each thread."""
     key = AccessService(database, utc_now).create("bench", frozenset({Scope.WRITE}), actor="cli").token
-    with _server(database) as address, httpx.Client(
-        base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60
-    ) as client:
+    with (
+        _server(database) as address,
+        httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client,
+    ):
 
         def send(batch: Batch) -> None:
             reply = client.post("/v1/events", json={"events": batch})
@@ -158,7 +159,7 @@ def _server(database: Database) -> Iterator[str]:
             "LOG_LEVEL": "WARNING",
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        process = subprocess.Popen(  # noqa: S603  # our own command
+        process = subprocess.Popen(
             [sys.executable, "-m", "trainer.cli", "serve", "--port", "0"],
             env=kept | {PREFIX + name: value for name, value in own.items()},
             stdout=subprocess.PIPE,

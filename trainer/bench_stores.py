@@ -83,7 +83,7 @@ _BOTH = """
 _SQLITE = _BOTH.format(
     prefix=":prefix",
     hash="lower(hex(randomblob(32)))",
-    user="CAST(:users * r * r AS INTEGER)",
+    user="CAST(:users * {user_draw} AS INTEGER)",
     item="CAST(:items * s * s AS INTEGER)",
     at="strftime('%Y-%m-%d %H:%M:%S', :start + n * :spacing, 'unixepoch') || '.000000'",
     numbers="""(
@@ -94,23 +94,68 @@ _SQLITE = _BOTH.format(
 _POSTGRES = _BOTH.format(
     prefix="CAST(:prefix AS text)",
     hash="md5(n::text) || md5((-n)::text)",
-    user="floor(:users * r * r)::bigint",
+    user="floor(:users * {user_draw})::bigint",
     item="floor(:items * s * s)::bigint",
     at="to_timestamp(:start + n * :spacing)",
     numbers="(SELECT n, random() AS r, random() AS s FROM generate_series(1, :events) AS n ORDER BY n) AS numbered",
 )
 
 
-def fill(database: Database, events: int, *, users: int, items: int, start: float, days: float, prefix: str) -> None:
+def fill(
+    database: Database,
+    events: int,
+    *,
+    users: int,
+    items: int,
+    start: float,
+    days: float,
+    prefix: str,
+    equal_users: bool = False,
+) -> None:
     """`events` views in order of time, spread over `days` from `start` (unix seconds), made inside the database.
 
     User `u<k>` and item `i<k>` are drawn with a density that falls with the root of k: most have little, a few much.
+    equal_users: users have about equally many instead.
     """
-    sql = _POSTGRES if database.dialect == "postgresql" else _SQLITE
+    text = (_POSTGRES if database.dialect == "postgresql" else _SQLITE).format(
+        user_draw="r" if equal_users else "r * r"
+    )
     spacing = days * 86_400 / max(events, 1)
     values = {"events": events, "users": users, "items": items, "start": start, "spacing": spacing, "prefix": prefix}
     with database.write() as connection:
-        connection.execute(sa.text(sql), values)
+        connection.execute(sa.text(text), values)
     if database.dialect == "postgresql":  # SQLite plans from its schema alone
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE events")
+
+
+_CODES = ", ".join(f"(h >> {shift}) & 255" for shift in (24, 16, 8, 0))
+_ITEMS = f"""
+    INSERT INTO items (item_id, title, categories, available, base_id, code_0, code_1, code_2, code_3, created_at,
+                       updated_at, revision)
+    SELECT 'i' || n, 'thing ' || n, {{categories}}, {{true}}, :base_id, {_CODES}, {{now}}, {{now}}, 1
+    FROM (SELECT n, (n * 2654435761) % 4294967296 AS h FROM {{numbers}} AS numbers) AS hashed
+"""  # noqa: S608  # the parts are this module's
+_SQLITE_ITEMS = _ITEMS.format(
+    categories="'[\"things\"]'",
+    true="1",
+    now="strftime('%Y-%m-%d %H:%M:%S', 'now') || '.000000'",
+    numbers="""(
+        WITH RECURSIVE counted(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM counted WHERE n < :items - 1)
+        SELECT n FROM counted
+    )""",
+)
+_POSTGRES_ITEMS = _ITEMS.format(
+    categories="'[\"things\"]'::jsonb",
+    true="true",
+    now="now()",
+    numbers="(SELECT CAST(generate_series(0, :items - 1) AS bigint) AS n)",
+)
+
+
+def fill_items(database: Database, items: int, base_id: str) -> None:
+    """Items `i0` and up, each with a semantic ID of its own under base `base_id`, scattered over all there are."""
+    sql = _POSTGRES_ITEMS if database.dialect == "postgresql" else _SQLITE_ITEMS
+    with database.write() as connection:
+        connection.execute(sa.text(sql), {"items": items, "base_id": base_id})
+        connection.exec_driver_sql("UPDATE catalog_revision SET revision = 1")

@@ -1,6 +1,7 @@
 """SQL of events."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from service.events.tables import events
+from service.events.tables import events, item_popularity, popularity_state
 from service.kit.db import one_of
 from service.recommend.tables import recommendations
 
@@ -31,6 +32,14 @@ _INSERT_ON_POSTGRESQL = sa.text("""
     ON CONFLICT (event_id) DO NOTHING
     RETURNING event_id
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class PopularityKey:
+    """What popularity was counted with: another half-life (seconds) or other ignored types are another popularity."""
+
+    half_life_s: float
+    ignored_types: tuple[str, ...]
 
 
 def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -91,7 +100,9 @@ def _interactions(user_id: str, ignored_types: Collection[str]) -> list[sa.Colum
 
 def interactions_after(connection: Connection, seq: int, limit: int, through_seq: int | None = None) -> list[Any]:
     """Up to `limit` events after sequence number `seq`, in its order: rows of seq, user_id, item_id, event_type,
-    occurred_at. None lies after `through_seq`, if that is given. On PostgreSQL a transaction that commits late can add a row below one that was read already.
+    occurred_at. None lies after `through_seq`, if that is given.
+
+    On PostgreSQL a transaction that commits late can add a row below one that was read already.
     """
     columns = (events.c.seq, events.c.user_id, events.c.item_id, events.c.event_type, events.c.occurred_at)
     query = sa.select(*columns).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
@@ -187,3 +198,50 @@ def item_ids_through(connection: Connection, through_seq: int) -> set[str]:
     """Items that occur in events up to `through_seq`."""
     query = sa.select(events.c.item_id).where(events.c.seq <= through_seq).distinct()
     return set(connection.scalars(query))
+
+
+def popularity_counted_through(connection: Connection, key: PopularityKey) -> int | None:
+    """The last event that the stored popularity counts; None when none is stored for `key`."""
+    row = connection.execute(sa.select(popularity_state)).one_or_none()
+    if row is None or (row.half_life_s, tuple(row.ignored_types)) != (key.half_life_s, key.ignored_types):
+        return None
+    return int(row.through_seq)
+
+
+def stored_popularity(connection: Connection) -> dict[str, float]:
+    """item_id -> log2 of its weight, of every item that was counted."""
+    query = sa.select(item_popularity.c.item_id, item_popularity.c.log2_weight)
+    return {item_id: weight for item_id, weight in connection.execute(query)}
+
+
+def begin_popularity(connection: Connection, key: PopularityKey) -> None:
+    """Forget what was counted: nothing is, through event 0."""
+    connection.execute(item_popularity.delete())
+    connection.execute(popularity_state.delete())
+    values = {"id": 1, "through_seq": 0, "half_life_s": key.half_life_s, "ignored_types": list(key.ignored_types)}
+    connection.execute(popularity_state.insert().values(values))
+
+
+def advance_popularity(
+    connection: Connection, after_seq: int, through_seq: int, log2_weights: Mapping[str, float]
+) -> bool:
+    """Note what items weigh once the events with after_seq < seq <= through_seq are counted too.
+
+    log2_weights: of the items that occur in them. False, and nothing is written, unless the stored popularity stood at
+    `after_seq`: somebody else has moved it.
+    """
+    move = popularity_state.update().where(popularity_state.c.through_seq == after_seq).values(through_seq=through_seq)
+    if connection.execute(move).rowcount != 1:
+        return False
+    json_each = (
+        "json_each(:given) WHERE true"  # without a WHERE, SQLite takes ON CONFLICT for a join's condition
+        if connection.dialect.name == "sqlite"
+        else "json_each_text(CAST(:given AS json))"
+    )
+    upsert = (
+        f"INSERT INTO item_popularity (item_id, log2_weight) "  # noqa: S608  # one of the two texts above
+        f"SELECT key, CAST(value AS double precision) FROM {json_each} "
+        "ON CONFLICT (item_id) DO UPDATE SET log2_weight = excluded.log2_weight"
+    )
+    connection.execute(sa.text(upsert), {"given": orjson.dumps(dict(log2_weights)).decode()})
+    return True
