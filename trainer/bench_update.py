@@ -25,6 +25,7 @@ from trainer.updater import Updater
 START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 HISTORY_DAYS, WINDOW_DAYS = 90.0, 1.0
 RUNS = ("first", "running", "restarted")
+GROWS = {"window": "window_events", "history": "users", "lives": "life", "catalogue": "items"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,7 @@ class UpdateRow:
 
 def grown(world: World, grows: str, factor: int) -> World:
     """`world` with one of its sizes `factor` times as large."""
-    field = {"window": "window_events", "history": "users", "lives": "life", "catalogue": "items"}[grows]
-    return replace(world, **{field: factor * getattr(world, field)})
+    return replace(world, **{GROWS[grows]: factor * getattr(world, GROWS[grows])})
 
 
 def bench_update(

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from service.errors import InvalidRequest
+
 BackboneName = Annotated[
     str,
     typer.Option(
@@ -14,3 +16,10 @@ Train = Annotated[str, typer.Option(help="Of a language model on D_1: lora (and 
 LearningRate = Annotated[
     float | None, typer.Option(help="Of a language model on D_1; without it 1e-3, or 3e-4 with --train full.")
 ]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers above 0 that a command was given separated by commas. Raises InvalidRequest naming the option."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise InvalidRequest(f"{option} takes whole numbers above 0 separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]
