@@ -159,22 +159,21 @@ def _server(database: Database) -> Iterator[str]:
             "LOG_LEVEL": "WARNING",
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "trainer.cli", "serve", "--port", "0"],
             env=kept | {PREFIX + name: value for name, value in own.items()},
             stdout=subprocess.PIPE,
             text=True,
-        )
-        try:
-            assert process.stdout is not None  # noqa: S101  # a pipe was asked for
-            found = re.search(r"http://[\w.:]+\d", process.stdout.readline())
-            if found is None:
-                raise Unavailable("the server did not start; standard error says why")
-            _until_ready(found[0])
-            yield found[0]
-        finally:
-            process.terminate()
-            process.wait()
+        ) as process:
+            try:
+                assert process.stdout is not None  # noqa: S101  # a pipe was asked for
+                found = re.search(r"http://[\w.:]+\d", process.stdout.readline())
+                if found is None:
+                    raise Unavailable("the server did not start; standard error says why")
+                _until_ready(found[0])
+                yield found[0]
+            finally:
+                process.terminate()
 
 
 def _until_ready(address: str) -> None:

@@ -48,14 +48,15 @@ class UpdateRow:
     more behind each) or "catalogue".
 
     run: "first" (a new process; nothing was counted yet), "running" (the same process, the next window) or "restarted"
-    (a new process, the window after). seconds: of sealing, of each step, of the `rest` and of `all` of it. window: the
-    interactions that the window held.
+    (a new process, the window after). verdict: of the window; without a candidate the last steps are missing. window:
+    the interactions that it held. seconds: of sealing, of each step, of the `rest` and of `all` of it.
     """
 
     store: str
     grows: str
     factor: int
     run: str
+    verdict: str | None
     window: int
     history: int
     life: int
@@ -79,6 +80,7 @@ def bench_update(
             home=Path(home),
             update_epochs=1,
             update_min_steps=0,
+            learning_rate_update=5e-4,  # little by little: nearly every window then has a candidate to evaluate
             evaluation_users=100,
             evaluation_items_per_user=2,
             window_max_events=100 * sizes.window_events,
@@ -108,13 +110,15 @@ def _update(
     sealed = time.perf_counter() - started
     window = updater.tick()
     everything = time.perf_counter() - started
-    if window is None or not window.steps or window.steps[-1]["step"] != "publish":
-        raise Unavailable(f"the update did not come to a candidate: {window and window.reason}")
+    if window is None or not window.steps or "fit" not in {row["step"] for row in window.steps}:
+        raise Unavailable(f"nothing was learnt: {window and window.reason}")
     steps = {str(row["step"]): float(row["seconds"]) for row in window.steps}
     rest = everything - sealed - sum(steps.values())
     seconds = {"seal": round(sealed, 3), **steps, "rest": round(rest, 3), "all": round(everything, 3)}
     held = int((window.statistics or {})["interactions"])
-    return UpdateRow(database.dialect, grows, factor, run, held, sizes.history, sizes.life, sizes.items, seconds)
+    return UpdateRow(
+        database.dialect, grows, factor, run, window.verdict, held, sizes.history, sizes.life, sizes.items, seconds
+    )
 
 
 def _fill(database: Database, sizes: World, events: int, users: int, prefix: str, start: float, days: float) -> None:
