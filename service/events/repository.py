@@ -1,6 +1,6 @@
 """SQL of events."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def seen_items(connection: Connection, user_id: str, limit: int, ignored_types: 
     return list(connection.scalars(query))
 
 
-def _interactions(user_id: str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
+def _interactions(user_id: sa.ColumnElement[str] | str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
     wanted = [events.c.user_id == user_id]
     if ignored_types:
         wanted.append(events.c.event_type.not_in(sorted(ignored_types)))
@@ -158,40 +158,27 @@ def window_interactions(
     return list(connection.execute(query))
 
 
-def earlier_interactions(
+def earlier_items(
     connection: Connection, user_ids: Collection[str], through_seq: int, limit: int, ignored_types: Collection[str] = ()
-) -> list[Any]:
-    """(user_id, item_id) of each user's last `limit` interactions with seq <= through_seq, by user, oldest first.
+) -> dict[str, list[str]]:
+    """user -> item ids of their last `limit` interactions with seq <= through_seq, oldest first; only users with some.
 
     However long a history is, no more than the newest `limit` of it are read.
     """
-    newest: Any
+
+    def newest(user_id: sa.ColumnElement[str] | str) -> sa.Select[Any]:
+        query = sa.select(events.c.item_id).where(*_interactions(user_id, ignored_types), events.c.seq <= through_seq)
+        return query.order_by(events.c.occurred_at.desc(), events.c.seq.desc()).limit(limit)
+
+    found: Iterable[tuple[str, list[str]]]
     if connection.dialect.name == "postgresql":
         users = sa.bindparam("users", list(user_ids), type_=postgresql.ARRAY(sa.Text))
         wanted = sa.func.unnest(users).table_valued("user_id").render_derived(name="wanted")
-        latest = sa.select(events.c.user_id, events.c.item_id, events.c.occurred_at, events.c.seq)
-        newest = _newest(latest, events, wanted.c.user_id, through_seq, limit, ignored_types).lateral("newest")
-        query = sa.select(newest.c.user_id, newest.c.item_id).select_from(wanted.join(newest, sa.true()))
-        return list(connection.execute(query.order_by(newest.c.user_id, newest.c.occurred_at, newest.c.seq)))
-    given = sa.func.json_each(orjson.dumps(list(user_ids)).decode()).table_valued("value", name="wanted")
-    own = events.alias("own")  # SQLite has no lateral join, but a sequence number is its row's address
-    newest = _newest(sa.select(own.c.seq), own, given.c.value, through_seq, limit, ignored_types).correlate(given)
-    query = sa.select(events.c.user_id, events.c.item_id).select_from(given.join(events, events.c.seq.in_(newest)))
-    return list(connection.execute(query.order_by(events.c.user_id, events.c.occurred_at, events.c.seq)))
-
-
-def _newest(
-    query: sa.Select[Any],
-    table: sa.FromClause,
-    user_id: sa.ColumnElement[str],
-    through_seq: int,
-    limit: int,
-    ignored_types: Collection[str],
-) -> sa.Select[Any]:
-    query = query.where(table.c.user_id == user_id, table.c.seq <= through_seq)
-    if ignored_types:
-        query = query.where(table.c.event_type.not_in(sorted(ignored_types)))
-    return query.order_by(table.c.occurred_at.desc(), table.c.seq.desc()).limit(limit)
+        own = sa.func.array(newest(wanted.c.user_id).scalar_subquery(), type_=postgresql.ARRAY(sa.Text))
+        found = ((user_id, items) for user_id, items in connection.execute(sa.select(wanted.c.user_id, own)))
+    else:
+        found = ((user_id, list(connection.scalars(newest(user_id)))) for user_id in user_ids)
+    return {user_id: items[::-1] for user_id, items in found if items}
 
 
 def item_ids_through(connection: Connection, through_seq: int) -> set[str]:

@@ -93,9 +93,14 @@ class Database:
 
 
 def one_of(connection: Connection, column: sa.Column[str], values: Collection[str]) -> sa.ColumnElement[bool]:
-    """`column` IN `values`, as one parameter where the dialect has arrays: thousands of them take a driver long."""
+    """`column` IN `values`, as one parameter where the dialect has arrays: thousands of them take a driver long.
+
+    There as a join, which stays quick whatever the planner knows of the table: `= ANY (array)` over a table without
+    statistics compares every row with every value.
+    """
     if connection.dialect.name == "postgresql":
-        return column == sa.any_(sa.bindparam(None, list(values), type_=postgresql.ARRAY(sa.Text)))
+        given = sa.bindparam(None, list(values), type_=postgresql.ARRAY(sa.Text))
+        return column.in_(sa.select(sa.func.unnest(given)))
     return column.in_(values)
 
 
