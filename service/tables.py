@@ -4,7 +4,7 @@ from service.access.tables import api_keys
 from service.adapters.tables import activations, active_adapter, adapters, bases
 from service.audit.tables import audit_log
 from service.catalog.tables import catalog_revision, items
-from service.events.tables import events
+from service.events.tables import events, item_popularity, popularity_state
 from service.kit.db import metadata
 from service.kit.leases import leases
 from service.recommend.tables import recommendations
@@ -20,9 +20,11 @@ __all__ = [
     "catalog_revision",
     "evaluations",
     "events",
+    "item_popularity",
     "items",
     "leases",
     "metadata",
+    "popularity_state",
     "recommendations",
     "windows",
 ]

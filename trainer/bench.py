@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from service.cli import Json, print_json
-from service.errors import InvalidRequest
+from trainer import bench_growth
+from trainer.options import whole_numbers as _whole_numbers
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks, each with its peer measured in the same run.")
 
@@ -114,7 +115,5 @@ def trie(
         )
 
 
-def _whole_numbers(text: str, option: str) -> list[int]:
-    if not all(part.isdecimal() and int(part) for part in text.split(",")):
-        raise InvalidRequest(f"{option} takes whole numbers above 0 separated by commas, not {text!r}")
-    return [int(part) for part in text.split(",")]
+for command in (bench_growth.events, bench_growth.history, bench_growth.update):
+    app.command()(command)

@@ -113,7 +113,7 @@ class Demo:
         closed = _checked(client.post("/v1/admin/windows/close")).json()
         window_id = closed["window_id"]
         begun = time.monotonic()
-        steps = ["examples", "evaluate_before", "fit", "evaluate_after", "gate", "publish"]
+        steps = ["catalogue", "examples", "popularity", "evaluate_before", "fit", "evaluate_after", "gate", "publish"]
         with bars(self.console) as report:
 
             def concluded() -> dict[str, Any] | None:

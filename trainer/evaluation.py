@@ -87,10 +87,14 @@ def model_ranks(
 
 def popularity_ranks(cases: Sequence[Case], index: CatalogueIndex, popularity: Float64) -> NDArray[np.int64]:
     """Rank of each case's target by popularity without seen items, 0 beyond 10. int64 [cases]."""
-    return np.array(
-        [_rank(rank_popular(popularity, index.available, case.seen, DEPTH).rows, case.target) for case in cases],
-        dtype=np.int64,
-    )
+    # Seen items push at most their own number out of the front, so the catalogue is ranked once and not for each case.
+    most = max((len(case.seen) for case in cases), default=0)
+    front = rank_popular(popularity, index.available, np.empty(0, np.int64), DEPTH + most).rows
+    ranks = np.zeros(len(cases), dtype=np.int64)
+    for i, case in enumerate(cases):
+        own = front[: DEPTH + len(case.seen)]
+        ranks[i] = _rank(own[~np.isin(own, case.seen)][:DEPTH], case.target)
+    return ranks
 
 
 def _rank(rows: NDArray[np.int64], target: int) -> int:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from service.errors import InvalidRequest
+
 BackboneName = Annotated[
     str,
     typer.Option(
@@ -17,3 +19,10 @@ LearningRate = Annotated[
 TextEncoderName = Annotated[
     str, typer.Option(help="tfidf, minilm (extra minilm), or backbone: the language model itself, with --train lora.")
 ]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers above 0 that a command was given separated by commas. Raises InvalidRequest naming the option."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise InvalidRequest(f"{option} takes whole numbers above 0 separated by commas, not {text!r}")
+    return [int(part) for part in text.split(",")]

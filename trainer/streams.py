@@ -56,11 +56,8 @@ def load_streams(
         users = sorted(windows)
         for first in range(0, len(users), USERS_PER_QUERY):
             part = users[first : first + USERS_PER_QUERY]
-            past = repository.earlier_interactions(connection, part, after_seq, settings.seen_items, ignored)
-            earlier = {
-                user: index.with_codes(index.rows(item for _, item in own))
-                for user, own in groupby(past, key=itemgetter(0))
-            }
+            past = repository.earlier_items(connection, part, after_seq, settings.seen_items, ignored)
+            earlier = {user: index.with_codes(index.rows(own)) for user, own in past.items()}
             nothing = np.empty(0, dtype=np.int64)
             streams += [UserStream(user, earlier.get(user, nothing), windows[user]) for user in part]
     return WindowStreams(tuple(streams), total, unknown, newest)

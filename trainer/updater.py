@@ -25,7 +25,6 @@ from service.kit.db import Database
 from service.kit.ids import uuid7
 from service.kit.lease_keeper import held
 from service.kit.leases import Lease
-from service.recommend.popularity import Popularity
 from service.settings import Settings
 from service.windows import repository as window_rows
 from service.windows import service as windows
@@ -41,8 +40,9 @@ from trainer.lora import save_adapter
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
 from trainer.outcome import Range, Serving, Update, counts, evaluations, learning, training_settings
+from trainer.popularity import KeptPopularity
 from trainer.progress import Report, silent
-from trainer.streams import load_streams, popularity_through
+from trainer.streams import load_streams
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Updater:
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
-        self._popularity: tuple[int, Popularity] | None = None
+        self._popularity = KeptPopularity(database, settings)
         self._method = make_method(settings)
 
     def tick(self, report: Report = silent) -> Window | None:
@@ -92,7 +92,7 @@ class Updater:
     def rehearse(self, span: Range, report: Report = silent) -> Update:
         """Learn from a range and judge the candidate; nothing is written, sealed or promoted."""
         update = Update()
-        self._update(update, span, report)
+        self._update(update, span, report, rehearsal=True)
         return update
 
     def _next(self, lease: Lease, report: Report) -> Window | None:
@@ -133,11 +133,13 @@ class Updater:
         except AdaptideError as error:  # the next holder takes the window over when the lease has run out
             log.warning("failure_not_recorded", window_id=window.window_id, reason=error.detail)
 
-    def _update(self, update: Update, span: Range, report: Report) -> None:
+    def _update(self, update: Update, span: Range, report: Report, *, rehearsal: bool = False) -> None:
         """From the range to a judged candidate; `update` is filled in step by step."""
         settings, steps = self._settings, update.steps
-        with steps.step("examples") as row:
+        with steps.step("catalogue") as row:
             index = self._catalogue.refresh()
+            row |= {"outcome": "followed", "items": len(index.items)}
+        with steps.step("examples") as row:
             serving = self._serving(index)
             if serving is None:
                 row["outcome"] = "skipped"
@@ -156,7 +158,9 @@ class Updater:
                 f"no user has {settings.min_events_per_user} events with known items in it, new ones among them"
             )
             return
-        ranking = self._popularity_before(span.after_seq).by_row(index)
+        with steps.step("popularity") as row:
+            ranking = self._popularity.by_row(index, span.after_seq, keep=not rehearsal)
+            row["outcome"] = "counted"
         prequential = prequential_cases(
             data.streams,
             history_items=settings.history_items,
@@ -276,15 +280,6 @@ class Updater:
                 _tensors(self._artifacts.read_state(opened)),
             )
         return Serving(pointer, verified, backbone, incumbent)
-
-    def _popularity_before(self, after_seq: int) -> Popularity:
-        """As it stood before the window; what was counted for an earlier window is kept."""
-        held_seq, popularity = self._popularity or (0, Popularity(self._settings.popularity_half_life))
-        if after_seq < held_seq:
-            held_seq, popularity = 0, Popularity(self._settings.popularity_half_life)
-        popularity_through(self._database, popularity, held_seq, after_seq, self._settings.ignored_event_types)
-        self._popularity = (after_seq, popularity)
-        return popularity
 
 
 def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from service.catalog.tables import catalog_revision, items
+from service.kit.db import one_of
 
 Codes = tuple[int, int, int, int]
 
@@ -75,7 +76,7 @@ def known(connection: Connection, item_ids: Collection[str]) -> set[str]:
     """Those of `item_ids` that have a row; a deleted item is known, since training keeps it."""
     found: set[str] = set()
     for chunk in _chunks(item_ids):
-        found.update(connection.scalars(sa.select(items.c.item_id).where(items.c.item_id.in_(chunk))))
+        found.update(connection.scalars(sa.select(items.c.item_id).where(one_of(connection, items.c.item_id, chunk))))
     return found
 
 

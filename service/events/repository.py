@@ -1,38 +1,67 @@
 """SQL of events."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from service.events.tables import events
+from service.events.tables import events, item_popularity, popularity_state
+from service.kit.db import one_of
 from service.recommend.tables import recommendations
 
 _ROW = ("event_id", "user_id", "item_id", "event_type", "occurred_at", "received_at", "value")
 _COLUMNS = [events.c.seq, *(events.c[n] for n in (*_ROW, "recommendation_id", "position", "properties"))]
 
 
-def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Insert those whose event_id is not known yet; returns event_id -> seq of exactly those."""
+# One parameter whatever the number of rows: a driver takes far longer over thousands of placeholders than the server
+# over the rows. Sequence numbers are given in the order of the array.
+_INSERT_ON_POSTGRESQL = sa.text("""
+    INSERT INTO events (event_id, body_hash, user_id, item_id, event_type, occurred_at, received_at, value,
+                        recommendation_id, position, properties)
+    SELECT event_id, body_hash, user_id, item_id, event_type, occurred_at, received_at, value,
+           recommendation_id, position, properties
+    FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (
+        event_id text, body_hash text, user_id text, item_id text, event_type text, occurred_at timestamptz,
+        received_at timestamptz, value double precision, recommendation_id text, position integer, properties jsonb
+    )) WITH ORDINALITY
+    ORDER BY ordinality
+    ON CONFLICT (event_id) DO NOTHING
+    RETURNING event_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class PopularityKey:
+    """What popularity was counted with: another half-life (seconds) or other ignored types are another popularity."""
+
+    half_life_s: float
+    ignored_types: tuple[str, ...]
+
+
+def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Insert those whose event_id is not known yet, numbered in their order; returns the ids of exactly those.
+
+    rows: every column but seq, no event_id twice.
+    """
     if not rows:
-        return {}
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = (
-        insert(events)
-        .on_conflict_do_nothing(index_elements=[events.c.event_id])
-        .returning(events.c.event_id, events.c.seq)
-    )
-    return {row.event_id: row.seq for row in connection.execute(statement, list(rows))}
+        return set()
+    if connection.dialect.name == "postgresql":
+        given = orjson.dumps(rows).decode()
+        return set(connection.scalars(_INSERT_ON_POSTGRESQL, {"rows": given}))
+    statement = sqlite.insert(events).on_conflict_do_nothing(index_elements=[events.c.event_id])
+    return set(connection.scalars(statement.returning(events.c.event_id), list(rows)))
 
 
 def hashes(connection: Connection, event_ids: Collection[str]) -> dict[str, str]:
     """event_id -> body hash of those that are stored."""
     if not event_ids:
         return {}
-    query = sa.select(events.c.event_id, events.c.body_hash).where(events.c.event_id.in_(event_ids))
-    return {row.event_id: row.body_hash for row in connection.execute(query)}
+    query = sa.select(events.c.event_id, events.c.body_hash).where(one_of(connection, events.c.event_id, event_ids))
+    return {event_id: body_hash for event_id, body_hash in connection.execute(query)}
 
 
 def latest_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
@@ -62,20 +91,22 @@ def seen_items(connection: Connection, user_id: str, limit: int, ignored_types: 
     return list(connection.scalars(query))
 
 
-def _interactions(user_id: str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
+def _interactions(user_id: sa.ColumnElement[str] | str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
     wanted = [events.c.user_id == user_id]
     if ignored_types:
         wanted.append(events.c.event_type.not_in(sorted(ignored_types)))
     return wanted
 
 
-def interactions_after(connection: Connection, seq: int, limit: int) -> list[Any]:
+def interactions_after(connection: Connection, seq: int, limit: int, through_seq: int | None = None) -> list[Any]:
     """Up to `limit` events after sequence number `seq`, in its order: rows of seq, user_id, item_id, event_type,
-    occurred_at. On PostgreSQL a transaction that commits late can add a row below one that was read already.
+    occurred_at. None lies after `through_seq`, if that is given.
+
+    On PostgreSQL a transaction that commits late can add a row below one that was read already.
     """
     columns = (events.c.seq, events.c.user_id, events.c.item_id, events.c.event_type, events.c.occurred_at)
     query = sa.select(*columns).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    return list(connection.execute(query))
+    return list(connection.execute(query if through_seq is None else query.where(events.c.seq <= through_seq)))
 
 
 def max_seq(connection: Connection) -> int:
@@ -127,24 +158,77 @@ def window_interactions(
     return list(connection.execute(query))
 
 
-def earlier_interactions(
+def earlier_items(
     connection: Connection, user_ids: Collection[str], through_seq: int, limit: int, ignored_types: Collection[str] = ()
-) -> list[Any]:
-    """(user_id, item_id) of each user's last `limit` interactions with seq <= through_seq, by user, oldest first."""
-    recency = (events.c.occurred_at.desc(), events.c.seq.desc())
-    numbered = sa.select(
-        events.c.user_id,
-        events.c.item_id,
-        sa.func.row_number().over(partition_by=events.c.user_id, order_by=recency).label("age"),
-    ).where(events.c.user_id.in_(user_ids), events.c.seq <= through_seq)
-    if ignored_types:
-        numbered = numbered.where(events.c.event_type.not_in(sorted(ignored_types)))
-    last = numbered.subquery()
-    query = sa.select(last.c.user_id, last.c.item_id).where(last.c.age <= limit)
-    return list(connection.execute(query.order_by(last.c.user_id, last.c.age.desc())))
+) -> dict[str, list[str]]:
+    """user -> item ids of their last `limit` interactions with seq <= through_seq, oldest first; only users with some.
+
+    However long a history is, no more than the newest `limit` of it are read.
+    """
+
+    def newest(user_id: sa.ColumnElement[str] | str) -> sa.Select[Any]:
+        query = sa.select(events.c.item_id).where(*_interactions(user_id, ignored_types), events.c.seq <= through_seq)
+        return query.order_by(events.c.occurred_at.desc(), events.c.seq.desc()).limit(limit)
+
+    found: Iterable[tuple[str, list[str]]]
+    if connection.dialect.name == "postgresql":
+        users = sa.bindparam("users", list(user_ids), type_=postgresql.ARRAY(sa.Text))
+        wanted = sa.func.unnest(users).table_valued("user_id").render_derived(name="wanted")
+        own = sa.func.array(newest(wanted.c.user_id).scalar_subquery(), type_=postgresql.ARRAY(sa.Text))
+        found = ((user_id, items) for user_id, items in connection.execute(sa.select(wanted.c.user_id, own)))
+    else:
+        found = ((user_id, list(connection.scalars(newest(user_id)))) for user_id in user_ids)
+    return {user_id: items[::-1] for user_id, items in found if items}
 
 
 def item_ids_through(connection: Connection, through_seq: int) -> set[str]:
     """Items that occur in events up to `through_seq`."""
     query = sa.select(events.c.item_id).where(events.c.seq <= through_seq).distinct()
     return set(connection.scalars(query))
+
+
+def popularity_counted_through(connection: Connection, key: PopularityKey) -> int | None:
+    """The last event that the stored popularity counts; None when none is stored for `key`."""
+    row = connection.execute(sa.select(popularity_state)).one_or_none()
+    if row is None or (row.half_life_s, tuple(row.ignored_types)) != (key.half_life_s, key.ignored_types):
+        return None
+    return int(row.through_seq)
+
+
+def stored_popularity(connection: Connection) -> dict[str, float]:
+    """item_id -> log2 of its weight, of every item that was counted."""
+    query = sa.select(item_popularity.c.item_id, item_popularity.c.log2_weight)
+    return {item_id: weight for item_id, weight in connection.execute(query)}
+
+
+def begin_popularity(connection: Connection, key: PopularityKey) -> None:
+    """Forget what was counted: nothing is, through event 0."""
+    connection.execute(item_popularity.delete())
+    connection.execute(popularity_state.delete())
+    values = {"id": 1, "through_seq": 0, "half_life_s": key.half_life_s, "ignored_types": list(key.ignored_types)}
+    connection.execute(popularity_state.insert().values(values))
+
+
+def advance_popularity(
+    connection: Connection, after_seq: int, through_seq: int, log2_weights: Mapping[str, float]
+) -> bool:
+    """Note what items weigh once the events with after_seq < seq <= through_seq are counted too.
+
+    log2_weights: of the items that occur in them. False, and nothing is written, unless the stored popularity stood at
+    `after_seq`: somebody else has moved it.
+    """
+    move = popularity_state.update().where(popularity_state.c.through_seq == after_seq).values(through_seq=through_seq)
+    if connection.execute(move).rowcount != 1:
+        return False
+    json_each = (
+        "json_each(:given) WHERE true"  # without a WHERE, SQLite takes ON CONFLICT for a join's condition
+        if connection.dialect.name == "sqlite"
+        else "json_each_text(CAST(:given AS json))"
+    )
+    upsert = (
+        f"INSERT INTO item_popularity (item_id, log2_weight) "  # noqa: S608  # one of the two texts above
+        f"SELECT key, CAST(value AS double precision) FROM {json_each} "
+        "ON CONFLICT (item_id) DO UPDATE SET log2_weight = excluded.log2_weight"
+    )
+    connection.execute(sa.text(upsert), {"given": orjson.dumps(dict(log2_weights)).decode()})
+    return True

@@ -55,8 +55,7 @@ def check(
 
 def body_hash(event: Event) -> str:
     """SHA-256 of the event as JSON with sorted keys, times in UTC and every absent field null."""
-    body = {name: getattr(event, name) for name in Event.model_fields}
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps(vars(event), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def ingest(
@@ -110,13 +109,13 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime) -> 
         try:
             with database.write() as connection:
                 inserted = repository.insert_new(connection, rows)
-                stored = repository.hashes(connection, first.keys() - inserted.keys())
+                stored = repository.hashes(connection, first.keys() - inserted)
                 known = catalog.known(connection, {first[event_id].event.item_id for event_id in inserted})
             break
         except StoreUnavailable as error:
             if not _deadlocked(error) or attempt == _ATTEMPTS:
                 raise
-    return _report(valid, {e: first[e].body_hash for e in inserted} | stored, set(inserted), known)
+    return _report(valid, {e: first[e].body_hash for e in inserted} | stored, inserted, known)
 
 
 def _rehearse(database: Database, valid: Sequence[CheckedEvent]) -> IngestReport:
@@ -153,10 +152,7 @@ def _report(
 
 
 def _row(checked: CheckedEvent, now: datetime) -> dict[str, Any]:
-    row = {name: getattr(checked.event, name) for name in Event.model_fields}
-    row["body_hash"] = checked.body_hash
-    row["received_at"] = now
-    return row
+    return {**vars(checked.event), "body_hash": checked.body_hash, "received_at": now}
 
 
 def _deadlocked(error: StoreUnavailable) -> bool:

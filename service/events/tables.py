@@ -27,7 +27,8 @@ events = sa.Table(
     sa.Column("recommendation_id", sa.String(36)),
     sa.Column("position", sa.Integer),
     sa.Column("properties", Json),
-    sa.Index(None, "user_id", "occurred_at", "seq"),
+    # With what a user's past is made of, so that reading it needs no row: each would lie on a page of its own.
+    sa.Index(None, "user_id", "occurred_at", "seq", "item_id", "event_type"),
     sa.Index(
         None,
         "recommendation_id",
@@ -35,4 +36,28 @@ events = sa.Table(
         sqlite_where=sa.text("recommendation_id IS NOT NULL"),
     ),
     sqlite_autoincrement=True,  # a deleted sequence number is never given again
+)
+
+item_popularity = sa.Table(
+    "item_popularity",
+    metadata,
+    sa.Column("item_id", sa.String(128), primary_key=True),
+    sa.Column(
+        "log2_weight",
+        sa.Float(53),
+        nullable=False,
+        comment="log2 of the sum of 2^(occurred_at / half-life), both in seconds, over the item's interactions",
+    ),
+    comment="What the updater has counted, so that an update reads only what is new",
+)
+
+popularity_state = sa.Table(
+    "popularity_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("through_seq", BigInt, nullable=False, comment="the last event that item_popularity counts"),
+    sa.Column("half_life_s", sa.Float(53), nullable=False),
+    sa.Column("ignored_types", Json, nullable=False, comment="sorted list: event types that were not counted"),
+    sa.CheckConstraint("id = 1", name="single_row"),
+    comment="One row at most; none before the first count. Another half-life or other types: counted anew",
 )

@@ -20,9 +20,9 @@ def load_past(
     connection: Connection, user_id: str, *, history_items: int, seen_items: int, ignored_types: Collection[str]
 ) -> UserPast:
     """From the stored events; an unknown user has an empty past."""
-    latest = repository.latest_items(connection, user_id, history_items, ignored_types)
-    if len(latest) < history_items:  # then the latest interactions are all there are
-        return UserPast(tuple(reversed(latest)), tuple(set(latest)))
-    return UserPast(
-        tuple(reversed(latest)), tuple(repository.seen_items(connection, user_id, seen_items, ignored_types))
-    )
+    most = max(history_items, seen_items)
+    newest = repository.latest_items(connection, user_id, most, ignored_types)
+    seen = tuple(dict.fromkeys(newest))[:seen_items]
+    if len(newest) == most and len(seen) < seen_items:  # more of them may lie further back
+        seen = tuple(repository.seen_items(connection, user_id, seen_items, ignored_types))
+    return UserPast(tuple(reversed(newest[:history_items])), seen)

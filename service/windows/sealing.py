@@ -13,6 +13,7 @@ from service.adapters.repository import NewAdapter, NewBase
 from service.adapters.states import AdapterState
 from service.audit import repository as audit
 from service.errors import Conflict
+from service.events import repository as events_repository
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.settings import Settings
@@ -69,7 +70,7 @@ def horizon(database: Database) -> int:
     """The highest sequence number below which every event is visible; 0 without events. Raises as `seal` does."""
     with database.write() as connection:
         repository.lock_event_order(connection, SEAL_TIMEOUT_S)
-        return repository.measure(connection, 0, None, None)[1]
+        return events_repository.max_seq(connection)
 
 
 def close(database: Database, clock: Clock, settings: Settings, *, actor: str) -> Window:

@@ -58,6 +58,39 @@ def test_a_new_event_is_stored_as_it_was_sent(database: Database, clock: SetCloc
     assert found.received_at == clock()
 
 
+def test_every_field_comes_back_as_it_was_whoever_stood_beside_it_in_the_batch(database: Database) -> None:
+    awkward: dict[str, Any] = {
+        "quotes \"'\\ %s :a ${b}": "line\nbreak\ttab \u2028 \U0001f600 é",
+        "largest": 2**63 - 1,
+        "smallest": -(2**63),
+        "small": 5e-324,
+        "exact": 0.1,
+        "nested": {"list": [1, "2", None, True, {"": []}]},
+        "json": '{"not": "parsed"}',
+    }
+    sent = [
+        event("bare"),
+        event("full", user="ü'\"\\", item="%s", value=1e308, position=10_000, properties=awkward),
+        event("zero", value=-0.0, position=0, properties={}),
+        event("linked", recommendation_id="01890a5d-ac96-774b-bcce-b302099a8057"),
+        event("moment", occurred_at="2026-03-01T10:00:00.123456+05:30"),
+    ]
+    assert counts(send(database, *sent)) == (5, 0, 0)
+    assert counts(send(database, *sent)) == (0, 5, 0)
+    with database.read() as connection:
+        found = {row.event_id: row for row in connection.execute(sa.select(events))}
+    assert (found["full"].user_id, found["full"].item_id) == ("ü'\"\\", "%s")
+    assert (found["full"].value, found["full"].position, found["full"].properties) == (1e308, 10_000, awkward)
+    assert (found["zero"].value, found["zero"].position, found["zero"].properties) == (0.0, 0, {})
+    bare = found["bare"]
+    assert [bare.value, bare.position, bare.properties, bare.recommendation_id] == [None] * 4
+    assert found["linked"].recommendation_id == "01890a5d-ac96-774b-bcce-b302099a8057"
+    assert found["moment"].occurred_at == datetime(2026, 3, 1, 4, 30, 0, 123456, tzinfo=UTC)
+    with database.read() as connection:
+        nothing = connection.scalars(sa.select(events.c.event_id).where(events.c.properties.is_(None)))
+        assert set(nothing) == {"bare", "linked", "moment"}  # SQL's null, not JSON's
+
+
 def test_the_same_event_again_is_a_duplicate(database: Database) -> None:
     send(database, event("e"))
     assert counts(send(database, event("e"), event("f"))) == (1, 1, 0)

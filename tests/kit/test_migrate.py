@@ -1,14 +1,21 @@
 """The schema goes up, down and up again on both databases, and is then exactly what the code declares."""
 
+from datetime import timedelta
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from service.errors import ConfigurationError
+from service.events import repository
+from service.events.repository import PopularityKey
+from service.events.service import history
 from service.kit import migrate
 from service.kit.db import Database
 from service.tables import metadata
+from tests import worlds
+from tests.conftest import SetClock
 
 
 def differences(database: Database) -> list[object]:
@@ -32,6 +39,33 @@ def test_up_down_and_up_again(database: Database) -> None:
     assert migrate.current(database) == migrate.head(database)
     assert differences(database) == []
     migrate.upgrade(database)  # again: nothing to do
+
+
+def test_the_second_version_comes_and_goes_and_every_event_stays(database: Database) -> None:
+    sent = [worlds.event(f"e{n}", "u", f"i{n}", worlds.START + timedelta(minutes=n), value=n / 3) for n in range(20)]
+    worlds.send(database, SetClock(), sent)
+    key = PopularityKey(60.0, ("impression",))
+    with database.write() as connection:
+        repository.begin_popularity(connection, key)
+        assert repository.advance_popularity(connection, 0, 20, {"i1": 2.5, "i2": -1e300})
+    before = history(database, "u", limit=50, before_seq=None)
+    assert len(before.events) == 20
+
+    migrate.downgrade(database, "0001")
+    with database.read() as connection:
+        names = set(sa.inspect(connection).get_table_names())
+        assert not names & {"item_popularity", "popularity_state"}
+        indexes = {index["name"] for index in sa.inspect(connection).get_indexes("events")}
+        assert "ix_events_user_id_occurred_at_seq" in indexes
+    assert history(database, "u", limit=50, before_seq=None) == before
+
+    migrate.upgrade(database)
+    assert differences(database) == []
+    assert history(database, "u", limit=50, before_seq=None) == before
+    with database.read() as connection:
+        assert repository.popularity_counted_through(connection, key) is None
+    worlds.send(database, SetClock(), [worlds.event("more", "u", "i1", worlds.START)])
+    assert len(history(database, "u", limit=50, before_seq=None).events) == 21
 
 
 def test_a_store_of_another_version_is_refused_with_the_command_that_helps(database: Database) -> None:

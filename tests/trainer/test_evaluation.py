@@ -9,6 +9,7 @@ from service.catalog.index import CatalogueIndex, IndexedItem
 from service.generation.backbone import Backbone
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchModel
+from service.recommend.ranking import rank_popular
 from tests.models import tiny_backbone
 from trainer.evaluation import (
     Metrics,
@@ -161,6 +162,25 @@ def test_popularity_ranks_by_pencil() -> None:
 
     # Before row 7 lie 2, 3, 4, 5; before row 10 nine others; before row 11, without row 0, also nine.
     assert ranks.tolist() == [1, 1, 5, 0, 10, 10, 0]
+
+
+@pytest.mark.parametrize("distinct", [2, 40])
+def test_popularity_ranks_are_those_of_the_list_that_the_service_would_give(distinct: int) -> None:
+    index, random = catalogue(), np.random.default_rng(distinct)
+    popularity = random.integers(0, distinct, ITEMS) / distinct  # few values: ties
+    cases = []
+    for number in range(200):
+        order = random.permutation(ITEMS)
+        most = int(random.integers(0, ITEMS - 1))
+        cases.append(case([], int(order[-1]), user=f"u{number}", seen=order[:most].tolist()))
+
+    wanted = []
+    for own in cases:
+        rows = rank_popular(popularity, index.available, own.seen, 10).rows.tolist()
+        wanted.append(rows.index(own.target) + 1 if own.target in rows else 0)
+
+    assert popularity_ranks(cases, index, popularity).tolist() == wanted
+    assert 0 < sum(rank > 0 for rank in wanted) < len(wanted)
 
 
 def test_the_validation_loss_is_minus_the_mean_score_of_the_targets() -> None:

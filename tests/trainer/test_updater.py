@@ -182,7 +182,9 @@ def test_a_promoted_window_moves_the_pointer_and_says_how_it_went(desk: Desk, bu
 
     steps = {row["step"]: row["outcome"] for row in window.steps or []}
     assert steps == {
+        "catalogue": "followed",
         "examples": "built",
+        "popularity": "counted",
         "evaluate_before": "scored",
         "fit": "adapted",
         "evaluate_after": "scored",

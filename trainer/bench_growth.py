@@ -1,0 +1,107 @@
+"""`adaptide bench events`, `history` and `update`: what storing, reading and learning cost, and how that grows."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli import Json, print_json
+from service.errors import InvalidRequest
+from service.telemetry import configure_logging
+from trainer.bench_stores import POSTGRES_URL, servers
+from trainer.options import whole_numbers
+
+if TYPE_CHECKING:  # torch is loaded only where it is used
+    from trainer.bench_update import UpdateRow
+
+Postgres = Annotated[
+    str | None,
+    typer.Option(help=f"A PostgreSQL server to measure on too, as a URL; otherwise {POSTGRES_URL}, if it answers."),
+]
+
+
+def events(
+    postgres: Postgres = None,
+    writers: Annotated[str, typer.Option(help="Writers at once, e.g. 1,4.")] = "1,4",
+    batches: Annotated[int, typer.Option(min=1, help="Batches of 500 in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Events into each store: through the service, over HTTP, an INSERT for each, and in bulk."""
+    from trainer.bench_events import bench_events
+
+    rows = [
+        row
+        for server in servers(postgres)
+        for count in whole_numbers(writers, "--writers")
+        for row in bench_events(server, count, batches=batches, rounds=rounds, seed=seed)
+    ]
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.store:<10} {row.writers} writers  {row.way:<7} {row.events_per_s:8,.0f} events/s "
+            f"({row.fewest:,.0f} to {row.most:,.0f})  {row.of_bulk:.2f} x bulk, {row.over_rows:.2f} x row by row"
+        )
+
+
+def history(
+    postgres: Postgres = None,
+    stored: Annotated[int, typer.Option(min=1_000, help="Events in the store.")] = 100_000,
+    reads: Annotated[int, typer.Option(min=1, help="Random users that are read.")] = 1_000,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """A user's past out of a store of many events, and the plan by which it is read."""
+    from trainer.bench_history import bench_history
+
+    rows = [row for server in servers(postgres) for row in bench_history(server, stored, reads=reads, seed=seed)]
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.store:<10} {row.stored:,} events  {row.read:<6} {row.warm_median_ms:.2f} ms, p99 "
+            f"{row.warm_p99_ms:.2f}; for the first time {row.cold_median_ms:.2f} ms, p99 {row.cold_p99_ms:.2f}"
+        )
+        for plan in row.plan:
+            typer.echo(f"    {plan}")
+
+
+def update(
+    postgres: Postgres = None,
+    grows: Annotated[str, typer.Option(help="What grows, one at a time.")] = "window,history,lives,catalogue",
+    factors: Annotated[str, typer.Option(help="How many times as large, e.g. 1,10,100.")] = "1,10",
+    windows: Annotated[str, typer.Option(help="The same for the window.")] = "1,2,4",
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """An update's seconds, step by step, as the window, the history before it or the catalogue grow."""
+    from trainer.bench_update import GROWS, bench_update
+
+    wanted = grows.split(",")
+    if not set(wanted) <= set(GROWS):
+        raise InvalidRequest(f"--grows takes some of {', '.join(GROWS)}, not {grows!r}")
+    sizes = whole_numbers(factors, "--factors")
+    shares = whole_numbers(windows, "--windows")
+    configure_logging("WARNING")
+    rows: list[UpdateRow] = []
+    for server in servers(postgres):
+        for what in wanted:
+            for factor in shares if what == "window" else sizes:
+                for row in bench_update(server, what, factor, seed=seed):
+                    rows.append(row)
+                    if not as_json:
+                        _print_update(row)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+
+
+def _print_update(row: "UpdateRow") -> None:
+    steps = ", ".join(f"{step} {seconds:.3f}" for step, seconds in row.seconds.items())
+    typer.echo(
+        f"{row.store:<10} {row.grows} x {row.factor}, {row.run}: window {row.window:,}, history {row.history:,}, "
+        f"{row.items:,} items: {steps}"
+    )
