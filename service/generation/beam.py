@@ -16,7 +16,7 @@ from torch import Tensor
 
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
-from service.generation.llama import Llama
+from service.generation.llama import Llama, Prefix
 from service.generation.passes import open_passes
 
 
@@ -112,10 +112,12 @@ def beam_search(
     trie: TrieTensors,
     dead: Sequence[Pruned | None],
     width: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best leaves of the trie for each prompt.
 
     llama: the backbone's weights packed, where they can be (service.generation.llama).
+    prefix: what all prompts begin with, read by `llama`; prompts are what follows it.
     prompts: int64 [batch, longest], padded on the right; lengths: int64 [batch], at least 1.
     dead: per depth 0..3 what `expand` leaves out. width: beams.
     Returns leaves int64 [batch, k] and scores float32 [batch, k] falling, k <= width; a slot with score -inf is empty.
@@ -125,18 +127,20 @@ def beam_search(
     if trie.leaves == 0:
         return torch.empty(batch, 0, dtype=torch.long, device=device), torch.empty(batch, 0, device=device)
     width = min(width, trie.leaves)
-    passes = open_passes(backbone, llama, batch, longest + (LEVELS - 1) * width)
+    passes = open_passes(backbone, llama, batch, longest + (LEVELS - 1) * width, prefix)
     logp = _level_log_softmax(backbone, passes.prefill(prompts, lengths)[:, None], 0)
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
     beams = expand(trie, 0, Beams(root, root, torch.zeros(batch, 1, device=device)), logp, dead[0], width)
-    visible = (torch.arange(longest, device=device) < lengths[:, None])[:, None]  # [batch, beams of before, keys]
+    ends = passes.shared + lengths
+    visible = (torch.arange(passes.shared + longest, device=device) < ends[:, None])[:, None]
     for depth in range(1, LEVELS):
         count = beams.nodes.shape[1]
         mine = torch.eye(count, dtype=torch.bool, device=device).expand(batch, -1, -1)
+        # visible: bool [batch, beams of before, keys]
         ancestors = visible.gather(1, beams.parent[..., None].expand(-1, -1, visible.shape[2]))
         visible = torch.cat([ancestors, mine], dim=2)
         tokens = backbone.first_code_token + CODES * (depth - 1) + trie.code[depth - 1][beams.nodes].long()
-        hidden = passes.step(tokens, (lengths + depth - 1)[:, None].expand(-1, count), visible)
+        hidden = passes.step(tokens, (ends + depth - 1)[:, None].expand(-1, count), visible)
         beams = expand(trie, depth, beams, _level_log_softmax(backbone, hidden, depth), dead[depth], width)
     return beams.nodes, beams.scores
 

@@ -8,7 +8,7 @@ residuals are added inside a product.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,14 @@ class Layer:
     qkv: Tensor
     o: Tensor
     mlp_norm: Tensor | None
-    gate: Tensor
-    up: Tensor
+    gate_up: Tensor
     down: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that there are, always in one order."""
+        held = (self.attention_norm, self.qkv, self.o, self.mlp_norm, self.gate_up, self.down)
+        return tuple(tensor for tensor in held if tensor is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +51,34 @@ class Llama:
     kv_heads: int
     size: int
 
+    @property
+    def scale(self) -> float:
+        """What the scores are still to be multiplied with."""
+        return 1.0 if self.layers[0].attention_norm is None else 1 / math.sqrt(self.size)
+
+    @property
+    def eps(self) -> float:
+        return float(self.decoder.config.rms_norm_eps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """Keys and values of the tokens that all prompts of a model begin with: [layers, key heads, tokens, size] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+
+@torch.no_grad()
+def read_prefix(llama: Llama, tokens: Tensor) -> Prefix:
+    """tokens: int64 [n], n at least 1."""
+    passes = LlamaPasses(llama, 1, len(tokens))
+    passes.prefill(tokens[None], torch.tensor([len(tokens)], device=tokens.device))
+    return passes.held()
+
 
 def pack(model: PreTrainedModel) -> Llama | None:
     """The model's weights of now, rearranged; None for what this module does not compute.
@@ -57,13 +90,34 @@ def pack(model: PreTrainedModel) -> Llama | None:
     blocks = [block for block in model.model.layers if type(block) is LlamaDecoderLayer]
     if len(blocks) < len(model.model.layers) or any(type(m) is not nn.Linear for b in blocks for m in linears(b)):
         return None  # for example LoRA that is not merged
-    config = model.config
-    heads = config.num_attention_heads
+    heads = model.config.num_attention_heads
     size = blocks[0].self_attn.q_proj.out_features // heads
     kv_heads = blocks[0].self_attn.k_proj.out_features // size
     with torch.no_grad():
         layers = tuple(_packed(block, heads, kv_heads, size) for block in blocks)
     return Llama(model.model, layers, heads, kv_heads, size)
+
+
+@torch.no_grad()
+def owned(llama: Llama, model: PreTrainedModel) -> Llama:
+    """The same weights in memory of their own; what is not packed is read from `model`."""
+    assert isinstance(model, LlamaForCausalLM)  # noqa: S101  # or it would not have been packed
+    layers = tuple(
+        Layer(**{f.name: None if (held := getattr(layer, f.name)) is None else held.clone() for f in fields(Layer)})
+        for layer in llama.layers
+    )
+    return replace(llama, decoder=model.model, layers=layers)
+
+
+@torch.no_grad()
+def pack_into(llama: Llama, model: PreTrainedModel) -> None:
+    """Put the weights of `model`, of the shape that `llama` was packed from, where those of `llama` are."""
+    assert isinstance(model, LlamaForCausalLM)  # noqa: S101  # or it would not have been packed
+    for layer, block in zip(llama.layers, model.model.layers, strict=True):
+        assert type(block) is LlamaDecoderLayer  # noqa: S101  # as above
+        packed = _packed(block, llama.heads, llama.kv_heads, llama.size)
+        for held, new in zip(layer.tensors, packed.tensors, strict=True):
+            held.copy_(new)
 
 
 def is_plain_llama(model: PreTrainedModel) -> bool:
@@ -95,42 +149,52 @@ def _packed(block: LlamaDecoderLayer, heads: int, kv_heads: int, size: int) -> L
     before, between = block.input_layernorm.weight, block.post_attention_layernorm.weight
     rows = interleaved(heads + kv_heads, size, q.device)
     if q.dtype is not torch.float32:  # another rounding of the weights would show
-        return Layer(before, torch.cat([torch.cat([q, k])[rows], v]), o, between, gate, up, down)
+        return Layer(before, torch.cat([torch.cat([q, k])[rows], v]), o, between, torch.cat([gate, up]), down)
     qkv = torch.cat([torch.cat([q / math.sqrt(size), k])[rows], v])
-    return Layer(None, qkv * before, o, None, gate * between, up * between, down)
+    return Layer(None, qkv * before, o, None, torch.cat([gate, up]) * between, down)
 
 
 class LlamaPasses:
-    """See Passes. capacity: positions that the cache holds for each prompt, prompt and beams together."""
+    """See Passes. capacity: positions that the cache holds for each prompt behind the prefix, beams included."""
 
-    def __init__(self, llama: Llama, batch: int, capacity: int) -> None:
+    def __init__(self, llama: Llama, batch: int, capacity: int, prefix: Prefix | None = None) -> None:
         self._llama, self._decoder, self._layers = llama, llama.decoder, llama.layers
-        self._eps = llama.decoder.config.rms_norm_eps
+        self._eps = llama.eps
         self._rotated = (llama.heads + llama.kv_heads) * llama.size
+        self.shared = 0 if prefix is None else len(prefix)
         weight = llama.layers[0].qkv
-        shape = (len(llama.layers), batch, llama.kv_heads, capacity, llama.size)
+        shape = (len(llama.layers), batch, llama.kv_heads, self.shared + capacity, llama.size)
         self._keys = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self._values = torch.empty_like(self._keys)
-        self._batch, self._filled = batch, 0
+        if prefix is not None:
+            self._keys[:, :, :, : self.shared] = prefix.keys[:, None]
+            self._values[:, :, :, : self.shared] = prefix.values[:, None]
+        self._batch, self._filled = batch, self.shared
+
+    def held(self) -> Prefix:
+        """What the first prompt has put into the cache, beams included."""
+        return Prefix(*(held[:, 0, :, : self._filled].clone() for held in (self._keys, self._values)))
 
     def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         batch, longest = prompts.shape
         device = prompts.device
-        place = torch.arange(longest, device=device)
+        end = self.shared + longest
+        keys = torch.arange(end, device=device)
+        place = keys[self.shared :]
         x = self._decoder.embed_tokens(prompts).view(batch * longest, -1)
         turn = self._turn(x, place[None])
-        causal = _mask(place <= place[:, None], x.dtype)
+        causal = _mask(keys <= place[:, None], x.dtype)
         *early, last = range(len(self._layers))
         for i in early:
             q = self._remember(i, x, turn)
-            self._mix(i, x, self._attend(i, q, causal, longest))
+            self._mix(i, x, self._attend(i, q, causal, end))
         q = self._remember(last, x, turn)
         ends = lengths - 1
         rows = torch.arange(batch, device=device)
         x = x[rows * longest + ends]
-        prompt = _mask((place < lengths[:, None])[:, None, None], x.dtype)
-        self._mix(last, x, self._attend(last, q[rows, :, ends].unsqueeze(2), prompt, longest))
-        self._filled = longest
+        prompt = _mask((keys < (self.shared + lengths)[:, None])[:, None, None], x.dtype)
+        self._mix(last, x, self._attend(last, q[rows, :, ends].unsqueeze(2), prompt, end))
+        self._filled = end
         return functional.rms_norm(x, x.shape[-1:], self._decoder.norm.weight, self._eps)
 
     def step(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
@@ -199,8 +263,8 @@ class LlamaPasses:
         layer = self._layers[i]
         x.addmm_(attended, layer.o.T)
         normed = self._normed(x, layer.mlp_norm)
-        gate = functional.silu(functional.linear(normed, layer.gate), inplace=True)
-        x.addmm_(gate.mul_(functional.linear(normed, layer.up)), layer.down.T)
+        gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
+        x.addmm_(functional.silu(gate, inplace=True).mul_(up), layer.down.T)
 
 
 def _mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,11 +7,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from service.generation.backbone import Backbone
-from service.generation.llama import Llama, LlamaPasses
+from service.generation.llama import Llama, LlamaPasses, Prefix
 
 
 class Passes(Protocol):
-    """One batch of prompts and the cache of everything passed so far. Used once."""
+    """One batch of prompts and the cache of everything passed so far. Used once.
+
+    shared: tokens that every prompt begins with and that are in the cache already; prompts are what follows them.
+    """
+
+    shared: int
 
     def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         """The last position's hidden state of each prompt, [batch, hidden].
@@ -31,6 +36,8 @@ class Passes(Protocol):
 
 class GeneralPasses:
     """Passes through any decoder of transformers."""
+
+    shared = 0
 
     def __init__(self, decoder: nn.Module) -> None:
         self._decoder = decoder
@@ -52,6 +59,13 @@ class GeneralPasses:
         return hidden
 
 
-def open_passes(backbone: Backbone, llama: Llama | None, batch: int, capacity: int) -> Passes:
-    """llama: the backbone's weights packed, where they can be. capacity: most positions of a prompt and its beams."""
-    return GeneralPasses(backbone.decoder) if llama is None else LlamaPasses(llama, batch, capacity)
+def open_passes(
+    backbone: Backbone, llama: Llama | None, batch: int, capacity: int, prefix: Prefix | None = None
+) -> Passes:
+    """llama: the backbone's weights packed, where they can be. capacity: most positions of a prompt and its beams.
+
+    prefix: of `llama`; prompts and capacity are what follows it.
+    """
+    if llama is None:
+        return GeneralPasses(backbone.decoder)
+    return LlamaPasses(llama, batch, capacity, prefix)

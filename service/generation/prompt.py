@@ -23,6 +23,7 @@ FIRST_CODE_TOKEN = len(SPECIAL_TOKENS)  # tokens of level l are FIRST_CODE_TOKEN
 VOCABULARY = FIRST_CODE_TOKEN + LEVELS * CODES
 PROMPT_FILE = "prompt.json"
 MOST_FIXED_TOKENS = 4096
+LEAST_SHARED_TOKENS = 8  # fewer are read again with each prompt as fast as they are copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,16 @@ class Prompt:
     @property
     def fixed(self) -> tuple[Int64, Int64, Int64]:
         return self.before, self.between, self.after
+
+    @property
+    def shared(self) -> Int64:
+        """The tokens that every prompt begins with and something always follows, where reading them once pays."""
+        start = self.before if len(self.after) else self.before[:-1]
+        return start if len(start) >= LEAST_SHARED_TOKENS else start[:0]
+
+    def length(self, items: int) -> int:
+        """Tokens of the prompt of so many items."""
+        return self.trunk_length(items) + len(self.after)
 
     def encode(self, history: NDArray[np.int16]) -> Int64:
         """int64 [tokens] from int16 [n, 4], oldest item first; n may be 0."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 from service.catalog.trie import Trie
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
 from service.generation.beam import beam_search, pruned, trie_tensors
+from service.generation.blocks import Blocks
 from service.generation.engine import Generated, GenerationRequest
-from service.generation.llama import pack
+from service.generation.graphs import Graphs, Progress, Prompts, Sizes, Slot
+from service.generation.llama import Prefix, pack, read_prefix
 from service.generation.prompt import PAD
 
 if TYPE_CHECKING:
@@ -21,71 +24,139 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A ServedModel over the weights that a merged backbone has when this is made."""
+    """A ServedModel over the weights that a merged backbone has when this is made, or over those of a slot."""
 
-    def __init__(self, backbone: Backbone, base_id: str, adapter_version: str | None, least_beams: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        base_id: str,
+        adapter_version: str | None,
+        least_beams: int,
+        captured: tuple[Graphs, Slot] | None = None,
+        *,
+        share_prefix: bool = True,
+    ) -> None:
+        """captured: a slot with this model's weights, and what searches it; then `backbone` need not be merged.
+
+        share_prefix: read what all prompts begin with once, now.
+        """
         self.backbone = backbone
-        self._llama = pack(backbone.model)
         self.base_id = base_id
         self.adapter_version = adapter_version
         self._least_beams = least_beams
+        self._captured = captured
+        self._prefix: Prefix | None = None
+        if captured is None:
+            self._llama = pack(backbone.model)
+            shared = backbone.prompt.shared
+            if self._llama is not None and share_prefix and len(shared):
+                self._prefix = read_prefix(self._llama, torch.from_numpy(shared).to(backbone.device))
+        else:
+            self._llama, self._prefix = captured[1].llama, captured[1].prefix
+        self._shared = 0 if self._prefix is None else len(self._prefix)
 
     def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
         """See ServedModel. Requests of unlike beam width run apart: an answer never depends on who shared its batch."""
-        widths: dict[int, list[int]] = {}
+        prompts = [self.backbone.prompt.encode(request.history)[self._shared :] for request in requests]
+        parts: dict[tuple[int, bool], list[int]] = {}
         for i, request in enumerate(requests):
-            widths.setdefault(max(self._least_beams, request.limit), []).append(i)
+            width = max(self._least_beams, request.limit)
+            parts.setdefault((width, self._fits(prompts[i], request, width)), []).append(i)
         answers: dict[int, Generated] = {}
-        for width, places in widths.items():
-            found = self._search([requests[i] for i in places], trie, width)
-            answers |= dict(zip(places, found, strict=True))
+        for (width, fits), places in parts.items():
+            most = self._captured[0].largest_batch if self._captured is not None and fits else len(places)
+            for first in range(0, len(places), most):
+                own = places[first : first + most]
+                search = self._replay if fits else self._search
+                leaves, scores = search([prompts[i] for i in own], [requests[i].excluded for i in own], trie, width)
+                for i, leaf, score in zip(own, leaves, scores, strict=True):
+                    kept = np.isfinite(score)
+                    kept[requests[i].limit :] = False
+                    answers[i] = Generated(leaf[kept], score[kept].astype(np.float32))
         return [answers[i] for i in range(len(requests))]
 
-    def _search(self, requests: Sequence[GenerationRequest], trie: Trie, width: int) -> list[Generated]:
+    def _fits(self, prompt: NDArray[np.int64], request: GenerationRequest, width: int) -> bool:
+        return self._captured is not None and self._captured[0].fits(len(prompt), len(request.excluded), width)
+
+    def _replay(
+        self, prompts: Sequence[NDArray[np.int64]], excluded: Sequence[NDArray[np.int64]], trie: Trie, width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        assert self._captured is not None  # noqa: S101  # or nothing fits
+        graphs, slot = self._captured
+        return graphs.search(slot, Prompts(prompts, excluded), trie, width)
+
+    def _search(
+        self, prompts: Sequence[NDArray[np.int64]], excluded: Sequence[NDArray[np.int64]], trie: Trie, width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         device = self.backbone.device
-        prompts, lengths = pad_prompts([self.backbone.prompt.encode(r.history) for r in requests])
+        tokens, lengths = pad_prompts(prompts)
         leaves, scores = beam_search(
             self.backbone,
             self._llama,
-            prompts.to(device),
+            tokens.to(device),
             lengths.to(device),
             trie_tensors(trie, device),
-            pruned([r.excluded for r in requests], trie, device),
+            pruned(excluded, trie, device),
             width,
+            self._prefix,
         )
-        found = []
-        for request, leaf, score in zip(requests, leaves.cpu().numpy(), scores.cpu().numpy(), strict=True):
-            kept = np.isfinite(score)
-            kept[request.limit :] = False
-            found.append(Generated(leaf[kept], score[kept].astype(np.float32)))
-        return found
+        return leaves.cpu().numpy(), scores.cpu().numpy()
 
     def close(self) -> None:
-        del self.backbone, self._llama
+        if self._captured is not None:
+            graphs, slot = self._captured
+            graphs.give_back(slot)
+        del self.backbone, self._llama, self._prefix, self._captured
 
 
 class TorchEngine:
-    """Keeps the base in memory once; every adapter is a copy of the adapted weights only."""
+    """Keeps the base in memory once; every adapter is a copy of the adapted weights only.
 
-    def __init__(self, *, device: str, dtype: str, beams: int, threads: int = 0) -> None:
+    On a GPU searches are captured as graphs when the first model of a base is loaded (service.generation.graphs).
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        dtype: str,
+        beams: int,
+        threads: int = 0,
+        sizes: Sizes | None = None,
+        compiled: bool = True,
+        on_capture: Progress = lambda done, of, bucket, seconds: None,
+    ) -> None:
+        """sizes: of what is captured on a GPU; None: nothing. compiled: fuse the forward pass there first."""
         self._device = pick_device(device)
         self._dtype = pick_dtype(dtype, self._device)
         self._beams = beams
-        self._base: tuple[str, Backbone] | None = None
+        self._base: tuple[str, Backbone, Graphs | None] | None = None
         self._lock = threading.Lock()
+        self._sizes, self._compiled, self._on_capture = sizes, compiled, on_capture
         if threads:
             torch.set_num_threads(threads)
 
     def load(self, base: "VerifiedBase", adapter: "VerifiedAdapter | None") -> TorchModel:
         with self._lock:
             if self._base is None or self._base[0] != base.base_id:
-                self._base = (base.base_id, load_backbone(base.path / "model", self._device, self._dtype))
-            backbone = self._base[1]
-        if adapter is None:
-            return TorchModel(backbone, base.base_id, None, self._beams)
-        tensors = {name: torch.from_numpy(tensor) for name, tensor in adapter.tensors.items()}
-        merged = merge_lora(backbone, tensors, adapter.config["lora_alpha"] / adapter.config["r"])
-        return TorchModel(merged, base.base_id, adapter.version, self._beams)
+                backbone = load_backbone(base.path / "model", self._device, self._dtype)
+                self._base = (base.base_id, backbone, self._graphs(backbone))
+            _, backbone, graphs = self._base
+        version, merged = (None, backbone) if adapter is None else (adapter.version, None)
+        with graphs.loading() if graphs is not None else nullcontext():
+            if adapter is not None:
+                tensors = {name: torch.from_numpy(tensor) for name, tensor in adapter.tensors.items()}
+                merged = merge_lora(backbone, tensors, adapter.config["lora_alpha"] / adapter.config["r"])
+        assert merged is not None  # noqa: S101  # one of the two
+        slot = graphs.take(merged) if graphs is not None else None
+        if graphs is None or slot is None:
+            return TorchModel(merged, base.base_id, version, self._beams)
+        return TorchModel(backbone, base.base_id, version, self._beams, (graphs, slot))
+
+    def _graphs(self, backbone: Backbone) -> Graphs | None:
+        if self._device.type != "cuda" or self._sizes is None or pack(backbone.model) is None:
+            return None
+        return Graphs(backbone, self._sizes, Blocks(compiled=self._compiled), on_capture=self._on_capture)
 
 
 def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
