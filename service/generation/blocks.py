@@ -64,14 +64,15 @@ def finish(x: Tensor, delta: Tensor, norm: Tensor, head: Tensor, eps: float) -> 
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def look(visible: Tensor, parent: Tensor, first: int, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def look(visible: Tensor, parent: Tensor, place: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What the next beams see: bool [batch, beams, keys], and as a mask, [batch, 1, groups * beams, keys] of 0 or -inf.
 
-    visible: what the beams before saw. first: where in the cache the next beams stand. groups: query heads a key head.
+    visible: what the beams before saw. place: int64 [beams], where in the cache the next beams stand. groups: query
+    heads a key head.
     """
     batch, beams = parent.shape
     keys = visible.shape[2]
-    own = torch.arange(keys, device=parent.device) == first + torch.arange(beams, device=parent.device)[:, None]
+    own = torch.arange(keys, device=parent.device) == place[:, None]
     seen = visible.gather(1, parent[..., None].expand(-1, -1, keys)) | own
     return seen, as_mask(seen, dtype).repeat(1, groups, 1).view(batch, 1, groups * beams, keys)
 

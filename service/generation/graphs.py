@@ -242,18 +242,8 @@ class Graphs:
             found[1].copy_(scores.view(torch.int32))
 
         program = Program(bucket, host, device, found, back, search)
-        if self._stream is None:
-            return program
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_RUNS):
-                search()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may be loading the next model onto the device.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            search()
-        program.graph = graph
+        if self._stream is not None:
+            program.graph = capture(search, self._stream, self._pool)
         return program
 
     def _cache_of(self, slot: Slot, bucket: Bucket) -> tuple[Tensor, Tensor]:
@@ -270,6 +260,20 @@ class Graphs:
         shape5 = (len(llama.layers), bucket.batch, llama.kv_heads, bucket.positions(len(self._prefix)), llama.size)
         keys, values = (held[: int(np.prod(shape5))].view(shape5) for held in self._cache)
         return keys, values
+
+
+def capture(search: Callable[[], None], stream: "torch.cuda.Stream", pool: object = None) -> "torch.cuda.CUDAGraph":
+    """What `search` puts on the device, as a graph over the memory that it works on now."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_RUNS):
+            search()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: another thread may be loading the next model onto the device.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        search()
+    return graph
 
 
 def input_size(bucket: Bucket) -> int:

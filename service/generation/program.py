@@ -53,15 +53,14 @@ class StaticTrie:
     """
 
     def __init__(self, device: torch.device, nodes: int = NODES) -> None:
-        """nodes: capacity of each depth below the first."""
-        capacity = [1, CODES, *[nodes] * (LEVELS - 1)]
-        self.code = tuple(torch.zeros(n, dtype=torch.int16, device=device) for n in capacity[1:])
-        self.child_start = tuple(torch.zeros(n + 1, dtype=torch.int32, device=device) for n in capacity[:-1])
+        """nodes: capacity of each depth; one size, so that what is compiled for one depth serves the others."""
+        self.code = tuple(torch.zeros(nodes, dtype=torch.int16, device=device) for _ in range(LEVELS))
+        self.child_start = tuple(torch.zeros(nodes + 1, dtype=torch.int32, device=device) for _ in range(LEVELS))
         self.nodes = nodes
         self._held: Trie | None = None
 
     def fits(self, trie: Trie) -> bool:
-        return max(len(codes) for codes in trie.code[1:]) <= self.nodes
+        return max(map(len, trie.code)) <= self.nodes
 
     def hold(self, trie: Trie) -> None:
         """Copy the trie in, unless it is there. It must fit."""
@@ -78,7 +77,7 @@ class StaticTrie:
 
 def room_for(trie: Trie, nodes: int) -> int:
     """Capacity, doubled from `nodes` until the trie has room and half as much again."""
-    while nodes < 1.5 * max(len(codes) for codes in trie.code[1:]):
+    while nodes < 1.5 * max(map(len, trie.code)):
         nodes *= 2
     return nodes
 
@@ -115,6 +114,11 @@ class Weights:
         cos, sin = (turn[0, :, : llama.size // 2].contiguous() for turn in llama.decoder.rotary_emb(x, place))
         return cls(llama, prefix, cos, sin, backbone.head, backbone.first_code_token)
 
+    @property
+    def shared(self) -> int:
+        """Tokens of the prefix."""
+        return 0 if self.prefix is None else len(self.prefix)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
@@ -133,51 +137,28 @@ def run(
     keys, values: [layers, batch, key heads, positions, size], the cache; finite everywhere, for what is masked is read
     too.
     """
-    llama, (batch, tokens) = weights.llama, inputs.tokens.shape
+    llama = weights.llama
     embedding, norm = llama.decoder.embed_tokens.weight, llama.decoder.norm.weight
-    shared = 0 if weights.prefix is None else len(weights.prefix)
-    if weights.prefix is not None:
-        keys[:, :, :, :shared].copy_(weights.prefix.keys[:, None])
-        values[:, :, :, :shared].copy_(weights.prefix.values[:, None])
-    end = shared + tokens
-    lengths = inputs.lengths.long()
-    groups = llama.heads // llama.kv_heads
-
-    x = functional.embedding(inputs.tokens, embedding).view(batch * tokens, -1)
-    delta = torch.zeros_like(x)
-    q = x
-    cos, sin = weights.cos[None, shared:end], weights.sin[None, shared:end]
-    for i, layer in enumerate(llama.layers):
-        new = (keys[i, :, :, shared:end], values[i, :, :, shared:end])
-        x, q = blocks.enter(x, delta, layer.attention_norm, layer.qkv, cos, sin, *new, llama.eps)
-        if i < len(llama.layers) - 1:
-            attended = attend_causally(q, keys[i, :, :, :end], values[i, :, :, :end], llama.scale)
-            x, delta = _leave(blocks, llama, i, x, attended)
-    rows = torch.arange(batch, device=x.device)
-    x = x.view(batch, tokens, -1)[rows, lengths - 1]
-    q = q[rows, :, lengths - 1].unsqueeze(2)
-    seen = (torch.arange(keys.shape[3], device=x.device) < (shared + lengths)[:, None])[:, None]
-    mask = as_mask(seen, x.dtype)[:, None].expand(-1, -1, groups, -1)
-    x, delta = _leave(blocks, llama, -1, x, blocks.attend(q, keys[-1], values[-1], mask, llama.scale))
-
+    batch, first = bucket.batch, weights.shared + bucket.tokens
+    ends = weights.shared + inputs.lengths.long()
+    x, delta = prefill(weights, blocks, inputs, keys, values)
+    seen = (torch.arange(keys.shape[3], device=x.device) < ends[:, None])[:, None]
     nodes = parent = torch.zeros(batch, 1, dtype=torch.long, device=x.device)
     scores = torch.zeros(batch, 1, device=x.device)
-    first = end
     for depth, count in enumerate(bucket.counts):
         width = nodes.shape[1]
         if depth:
-            seen, mask = blocks.look(seen, parent, first, groups, x.dtype)
+            end = first + width
+            place = torch.arange(first, end, device=x.device)
+            seen, mask = blocks.look(seen, parent, place, llama.heads // llama.kv_heads, x.dtype)
             chosen = trie.code[depth - 1][nodes].int() + (weights.first_code_token + CODES * (depth - 1))
             x = functional.embedding(chosen, embedding).view(batch * width, -1)
             delta = torch.zeros_like(x)
-            place = shared + lengths + (depth - 1)
-            cos, sin = weights.cos[place][:, None], weights.sin[place][:, None]
-            for i, layer in enumerate(llama.layers):
-                new = (keys[i, :, :, first : first + width], values[i, :, :, first : first + width])
-                x, q = blocks.enter(x, delta, layer.attention_norm, layer.qkv, cos, sin, *new, llama.eps)
-                attended = blocks.attend(q, keys[i], values[i], mask, llama.scale)
-                x, delta = _leave(blocks, llama, i, x, attended)
-            first += width
+            turn = (weights.cos[ends + depth - 1][:, None], weights.sin[ends + depth - 1][:, None])
+            for i in range(len(llama.layers)):
+                x, q = _enter(blocks, llama, i, x, delta, turn, keys[i, :, :, first:end], values[i, :, :, first:end])
+                x, delta = _leave(blocks, llama, i, x, blocks.attend(q, keys[i], values[i], mask, llama.scale))
+            first = end
         logp = blocks.finish(x, delta, norm, weights.head[depth], llama.eps).view(batch, width, CODES)
         nodes, parent, scores = blocks.expand(
             trie.child_start[depth], trie.code[depth], nodes, scores, logp, inputs.dead[depth], count
@@ -185,9 +166,43 @@ def run(
     return nodes, scores
 
 
+def prefill(weights: Weights, blocks: Blocks, inputs: Inputs, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the cache; the residual stream at each prompt's last position and what is to be added, [batch, hidden]."""
+    llama, (batch, tokens) = weights.llama, inputs.tokens.shape
+    shared = weights.shared
+    end = shared + tokens
+    if weights.prefix is not None:
+        keys[:, :, :, :shared].copy_(weights.prefix.keys[:, None])
+        values[:, :, :, :shared].copy_(weights.prefix.values[:, None])
+    x = functional.embedding(inputs.tokens, llama.decoder.embed_tokens.weight).view(batch * tokens, -1)
+    delta = torch.zeros_like(x)
+    turn = weights.cos[None, shared:end], weights.sin[None, shared:end]
+    *early, last = range(len(llama.layers))
+    for i in early:
+        x, q = _enter(blocks, llama, i, x, delta, turn, keys[i, :, :, shared:end], values[i, :, :, shared:end])
+        attended = attend_causally(q, keys[i, :, :, :end], values[i, :, :, :end], llama.scale)
+        x, delta = _leave(blocks, llama, i, x, attended)
+    x, q = _enter(blocks, llama, last, x, delta, turn, keys[last, :, :, shared:end], values[last, :, :, shared:end])
+    rows, ends = torch.arange(batch, device=x.device), inputs.lengths.long()
+    x, q = x.view(batch, tokens, -1)[rows, ends - 1], q[rows, :, ends - 1].unsqueeze(2)
+    seen = torch.arange(keys.shape[3], device=x.device) < (shared + ends)[:, None]
+    mask = as_mask(seen, x.dtype)[:, None, None].expand(-1, -1, llama.heads // llama.kv_heads, -1)
+    return _leave(blocks, llama, last, x, blocks.attend(q, keys[last], values[last], mask, llama.scale))
+
+
+def _enter(
+    blocks: Blocks, llama: Llama, i: int, x: Tensor, delta: Tensor, turn: tuple[Tensor, Tensor], *new: Tensor
+) -> tuple[Tensor, Tensor]:
+    layer = llama.layers[i]
+    entered: tuple[Tensor, Tensor] = blocks.enter(
+        x, delta, layer.attention_norm, layer.qkv, *turn, *new, llama.eps
+    )
+    return entered
+
+
 def _leave(blocks: Blocks, llama: Llama, i: int, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
     layer = llama.layers[i]
-    added: tuple[Tensor, Tensor] = blocks.leave(
+    left: tuple[Tensor, Tensor] = blocks.leave(
         x, attended, layer.o, layer.mlp_norm, layer.gate_up, layer.down, llama.eps
     )
-    return added
+    return left
