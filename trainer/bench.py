@@ -19,28 +19,52 @@ def bench() -> None:
 
 @app.command()
 def engine(
-    model: Annotated[str, typer.Option(help="tiny (a random Llama 256 x 6) or smollm2.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="tiny (a random Llama 256 x 6), smollm2, or llama-1b-shape (random weights, for GPUs).")
+    ] = "tiny",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    batches: Annotated[str, typer.Option(help="Requests searched together, e.g. 1,8.")] = "1,8",
+    batches: Annotated[str, typer.Option(help="Requests searched together, e.g. 1,16,64.")] = "1,8",
+    beams: Annotated[str, typer.Option(help="Beam widths, e.g. 10,50.")] = "10",
     items: Annotated[int, typer.Option(min=100)] = 20_000,
-    history: Annotated[int, typer.Option(min=1, help="Past items in a prompt, 4 tokens each.")] = 20,
+    history: Annotated[
+        int | None,
+        typer.Option(min=1, help="Past items in a prompt; 20, of llama-1b-shape 24 (180 tokens)."),
+    ] = None,
+    peer: Annotated[bool, typer.Option(help="Run transformers' generate() too, up to batch 16.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="On a GPU: fuse the passes first.")] = True,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """The constrained search: transformers' generate(), ours, and one bare forward pass."""
     from trainer.bench_engine import bench_engine
 
-    rows = bench_engine(model, device, _whole_numbers(batches, "--batches"), items, history, seed)
+    rows = bench_engine(
+        model,
+        device,
+        _whole_numbers(batches, "--batches"),
+        items,
+        history,
+        seed,
+        beams=tuple(_whole_numbers(beams, "--beams")),
+        peer=peer,
+        compiled=compiled,
+    )
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
         return
     for row in rows:
+        generate = (
+            f", generate() {row.generate_ms:.1f} ms: {row.speedup:.1f} x ({row.fewest:.1f} to {row.most:.1f}), "
+            f"{'same items' if row.same_items else 'OTHER ITEMS'}"
+            if row.generate_ms is not None
+            else ""
+        )
+        whole = f" ({row.whole_prompt_ms:.1f} with the whole prompt)" if row.whole_prompt_ms is not None else ""
+        floor = f"; floor {row.floor_ms:.1f} ms" if row.floor_ms is not None else ""
         typer.echo(
             f"{row.model} {row.dtype} on {row.device}, batch {row.batch}, {row.prompt_tokens} tokens, "
-            f"beam {row.beams}, {row.items:,} items: "
-            f"{row.ours_ms:.1f} ms, generate() {row.generate_ms:.1f} ms: {row.speedup:.1f} x ({row.fewest:.1f} to "
-            f"{row.most:.1f}); bare forward pass {row.forward_ms:.1f} ms, ours {row.over_forward:.2f} x of it; "
-            f"{'same items' if row.same_items else 'OTHER ITEMS'}"
+            f"beam {row.beams}, {row.items:,} items: {row.ours_ms:.1f} ms{whole}, {row.requests_per_s:.0f} requests/s"
+            f"{generate}; bare forward pass {row.forward_ms:.1f} ms, ours {row.over_forward:.2f} x of it{floor}"
         )
 
 

@@ -37,7 +37,7 @@ def enter(
     x = x + delta
     projected = functional.linear(_normed(x, norm, eps), qkv).view(batch, positions, -1, size)
     turning = projected.shape[2] - kv_heads
-    even, odd = projected[:, :, :turning].float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = projected[:, :, :turning].float().view(batch, positions, turning, -1, 2).unbind(-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
     heads = turning - kv_heads
@@ -121,7 +121,7 @@ def attend_causally(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Te
 def expand(
     start: Tensor, code: Tensor, nodes: Tensor, scores: Tensor, logp: Tensor, dead: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `count` live children of all beams: their nodes, their parents' places, int64, and scores, [batch, count].
+    """The best `count` live children of all beams: nodes and parents' places, int64, and scores, [batch, count] each.
 
     start: int32 [capacity of the depth + 1], code: int16 [capacity of the next]: of a StaticTrie.
     nodes: int64 [batch, k], scores: float32 [batch, k], of the beams; logp: float32 [batch, k, 256].

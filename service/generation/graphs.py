@@ -1,4 +1,4 @@
-"""Searches captured as CUDA graphs: one for each bucket of batch, prompt length and beam width, and for each of two slots.
+"""Searches captured as CUDA graphs: one for each bucket of batch, prompt length and beam width, in each of two slots.
 
 A slot is a set of packed weights at addresses that never change, with the graphs that read them. A model in service
 owns one slot; the next one is merged into the other while the first still answers, so a swap captures nothing and an
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,17 +36,27 @@ from service.generation.prompt import PAD
 
 WARM_RUNS = 2  # before a capture: the first compiles and tunes, the second finds everything as the capture will
 
-Progress = Callable[[int, int, Bucket, float], None]
-"""Told after each capture: how many are done, of how many, which, seconds it took."""
+Progress = Callable[[int, int, int, int, int, float], None]
+"""Told after each capture: how many are done, of how many; batch, prompt tokens, beams; seconds."""
+
+
+def silent(done: int, of: int, batch: int, tokens: int, beams: int, seconds: float) -> None:
+    """A Progress that tells nobody."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is captured at start: every batch with every prompt length (in items of history) and beam width, rising each."""
+    """What is captured at start: every batch with every prompt length (in items of history) and beam width."""
 
     batches: tuple[int, ...]
     histories: tuple[int, ...]
     widths: tuple[int, ...]
+
+
+def sizes_for(requests: int, history_items: int, beams: int) -> Sizes:
+    """Batches of 1, 2, 4 .. up to `requests`, the longest prompt and one of half the history, one beam width."""
+    batches = [1 << i for i in range(requests.bit_length()) if 1 << i < requests]
+    return Sizes((*batches, requests), tuple(sorted({(history_items + 1) // 2, history_items})), (beams,))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +128,7 @@ class Graphs:
         blocks: Blocks,
         *,
         share_prefix: bool = True,
-        on_capture: Progress = lambda done, of, bucket, seconds: None,
+        on_capture: Progress = silent,
     ) -> None:
         """blocks: compiled or not. share_prefix: read what all prompts begin with once a model."""
         prompt = backbone.prompt
@@ -133,8 +144,7 @@ class Graphs:
         self._cache: tuple[Tensor, Tensor] | None = None
         self._cuda = backbone.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._cuda else None
-        self._stream = torch.cuda.Stream(backbone.device) if self._cuda else None
-        self._loading = torch.cuda.Stream(backbone.device) if self._cuda else None
+        self._stream, self._loading = (stream_on(backbone.device) for _ in range(2))
 
     @property
     def largest_batch(self) -> int:
@@ -195,8 +205,8 @@ class Graphs:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Leaves int64 [requests, width] and scores, -inf where there is nothing.
 
-        Each request `fits`, and there are at most `largest_batch`. After the trie has outgrown its room all programs are
-        captured anew, which takes a while.
+        Each request `fits`, and there are at most `largest_batch`. When the trie has outgrown its room each program is
+        captured anew at its next use, which takes a while.
         """
         count, longest = len(prompts.tokens), max(map(len, prompts.tokens))
         bucket = min(b for b in self.buckets if b.width == width and b.batch >= count and b.tokens >= longest)
@@ -219,7 +229,8 @@ class Graphs:
         for done, (slot, bucket) in enumerate(jobs, 1):
             began = time.monotonic()
             self._capture(slot, bucket)
-            self._on_capture(done, len(jobs), bucket, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._on_capture(done, len(jobs), bucket.batch, bucket.tokens, bucket.width, seconds)
 
     def _capture(self, slot: Slot, bucket: Bucket) -> None:
         with self._lock, torch.no_grad():
@@ -262,7 +273,12 @@ class Graphs:
         return keys, values
 
 
-def capture(search: Callable[[], None], stream: "torch.cuda.Stream", pool: object = None) -> "torch.cuda.CUDAGraph":
+def stream_on(device: torch.device) -> "torch.cuda.Stream | None":
+    """A stream of its own; None on what has none."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch
+
+
+def capture(search: Callable[[], None], stream: "torch.cuda.Stream", pool: Any = None) -> "torch.cuda.CUDAGraph":
     """What `search` puts on the device, as a graph over the memory that it works on now."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -284,7 +300,8 @@ def input_size(bucket: Bucket) -> int:
 def views(block: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
     """tokens, lengths, dead of Inputs within a block."""
     batch, row = bucket.batch, _aligned(bucket.tokens)
-    dead, tokens, lengths = block.split([LEVELS * batch * EXCLUSIONS, batch * row, batch])
+    sizes = [LEVELS * batch * EXCLUSIONS, batch * row, batch]
+    dead, tokens, lengths = torch.split(block, sizes)
     return tokens.view(batch, row)[:, : bucket.tokens], lengths, dead.view(LEVELS, batch, EXCLUSIONS)
 
 

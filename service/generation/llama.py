@@ -8,7 +8,7 @@ residuals are added inside a product.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,14 @@ def owned(llama: Llama, model: PreTrainedModel) -> Llama:
     """The same weights in memory of their own; what is not packed is read from `model`."""
     assert isinstance(model, LlamaForCausalLM)  # noqa: S101  # or it would not have been packed
     layers = tuple(
-        Layer(**{f.name: None if (held := getattr(layer, f.name)) is None else held.clone() for f in fields(Layer)})
+        Layer(
+            None if layer.attention_norm is None else layer.attention_norm.clone(),
+            layer.qkv.clone(),
+            layer.o.clone(),
+            None if layer.mlp_norm is None else layer.mlp_norm.clone(),
+            layer.gate_up.clone(),
+            layer.down.clone(),
+        )
         for layer in llama.layers
     )
     return replace(llama, decoder=model.model, layers=layers)

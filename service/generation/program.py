@@ -194,9 +194,7 @@ def _enter(
     blocks: Blocks, llama: Llama, i: int, x: Tensor, delta: Tensor, turn: tuple[Tensor, Tensor], *new: Tensor
 ) -> tuple[Tensor, Tensor]:
     layer = llama.layers[i]
-    entered: tuple[Tensor, Tensor] = blocks.enter(
-        x, delta, layer.attention_norm, layer.qkv, *turn, *new, llama.eps
-    )
+    entered: tuple[Tensor, Tensor] = blocks.enter(x, delta, layer.attention_norm, layer.qkv, *turn, *new, llama.eps)
     return entered
 
 

@@ -15,7 +15,7 @@ from service.generation.backbone import Backbone, load_backbone, merge_lora, pic
 from service.generation.beam import beam_search, pruned, trie_tensors
 from service.generation.blocks import Blocks
 from service.generation.engine import Generated, GenerationRequest
-from service.generation.graphs import Graphs, Progress, Prompts, Sizes, Slot
+from service.generation.graphs import Graphs, Progress, Prompts, Sizes, Slot, silent
 from service.generation.llama import Prefix, pack, read_prefix
 from service.generation.prompt import PAD
 
@@ -124,7 +124,7 @@ class TorchEngine:
         threads: int = 0,
         sizes: Sizes | None = None,
         compiled: bool = True,
-        on_capture: Progress = lambda done, of, bucket, seconds: None,
+        on_capture: Progress = silent,
     ) -> None:
         """sizes: of what is captured on a GPU; None: nothing. compiled: fuse the forward pass there first."""
         self._device = pick_device(device)

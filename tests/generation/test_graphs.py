@@ -9,7 +9,7 @@ from service.generation import program
 from service.generation.backbone import Backbone
 from service.generation.blocks import Blocks
 from service.generation.engine import GenerationRequest
-from service.generation.graphs import Graphs, Sizes
+from service.generation.graphs import Graphs, Sizes, sizes_for
 from service.generation.prompt import FIRST_CODE_TOKEN, Prompt
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchModel
@@ -133,7 +133,8 @@ def test_a_swap_takes_the_free_slot_and_no_answer_changes_until_its_model_is_ask
             before[0].close()
         before = model, expected
         programs.append(list(slot.programs.values()))
-    assert programs[0] == programs[2] and programs[1] == programs[3]
+    assert programs[0] == programs[2]
+    assert programs[1] == programs[3]
 
 
 def adapted(backbone: Backbone, seed: int) -> Backbone:
@@ -160,6 +161,13 @@ def test_in_bfloat16_scores_stay_near_the_exact_ones() -> None:
 
     expected = score_items(exact, past, trie.leaf_codes)[found.leaves]
     assert np.linalg.norm(found.scores - expected) / np.linalg.norm(expected) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("requests", "batches"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (32, (1, 2, 4, 8, 16, 32))]
+)
+def test_what_is_captured_reaches_to_the_largest_batch(requests: int, batches: tuple[int, ...]) -> None:
+    assert sizes_for(requests, 20, 10) == Sizes(batches, (10, 20), (10,))
 
 
 def test_excluded_nodes_are_listed_by_depth_and_request() -> None:
