@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads for torch; 0 leaves torch's own choice."""
     compile: bool = True
-    """On a GPU: fuse the forward pass before the searches are captured; without, the start is shorter, a search longer."""
+    """On a GPU: fuse the forward pass before searches are captured; without, starts are shorter and searches longer."""
     beams: Annotated[int, Field(ge=1, le=1000)] = 10
     """Least beam width (paper: 10). A request for more items widens its own beam to its limit."""
     history_items: Annotated[int, Field(ge=1, le=200)] = 20
