@@ -108,7 +108,7 @@ def bench_engine(
     index = random_catalogue(items, random)
     trie, prompt = index.trie, backbone.prompt
     tokens = prompt.length(history)
-    blocks = Blocks(compiled=compiled and chosen.type == "cuda")
+    blocks = Blocks.best(chosen) if compiled else Blocks(compiled=False)
     peak = _peak(backbone) if chosen.type == "cuda" else None
     exact = backbone
     if peer and next(backbone.model.parameters()).dtype is not torch.float32:

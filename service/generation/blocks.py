@@ -4,56 +4,82 @@ A block of a Llama is cut where a product or an attention kernel has to begin an
 the residual stream and what is still to be added to it, so that the sum and the norm behind it are one kernel.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from service.catalog.trie import CODES
 
 RECOMPILES = 4096  # one compiled form for each shape of each bucket, by intent
 
 
-def enter(
-    x: Tensor,
-    delta: Tensor,
-    norm: Tensor | None,
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """x + delta, and the queries, [batch, heads, positions, size]; keys and values of the positions are written.
+def project(x: Tensor, delta: Tensor, norm: Tensor | None, qkv: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta, and its queries, keys and values, [rows, heads and twice the key heads * size]."""
+    x = x + delta
+    return x, functional.linear(_normed(x, norm, eps), qkv)
 
-    x, delta: [batch * positions, hidden]. cos, sin: float32 [batch or 1, positions or 1, size / 2].
-    keys, values: [batch, key heads, positions, size], where they go. norm, qkv: of a Layer.
+
+def remember(projected: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The queries turned by their positions, [batch, heads, positions, size]; keys and values are written.
+
+    projected: of `project`, batch * positions rows. cos, sin: float32 [batch or 1, positions or 1, size / 2].
+    keys, values: [batch, key heads, positions, size], where they go; rows of one head lie behind each other.
     """
     batch, kv_heads, positions, size = keys.shape
-    x = x + delta
-    projected = functional.linear(_normed(x, norm, eps), qkv).view(batch, positions, -1, size)
+    projected = projected.view(batch, positions, -1, size)
     turning = projected.shape[2] - kv_heads
     even, odd = projected[:, :, :turning].float().view(batch, positions, turning, -1, 2).unbind(-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(projected.dtype)
     heads = turning - kv_heads
     keys.copy_(turned[:, :, heads:].transpose(1, 2))
     values.copy_(projected[:, :, turning:].transpose(1, 2))
-    return x, turned[:, :, :heads].transpose(1, 2).contiguous()
+    return turned[:, :, :heads].transpose(1, 2).contiguous()
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """What each query reads, [batch * positions, heads * size].
+
+    q: [batch, heads, positions, size]. keys, values: [batch, key heads, keys, size]; heads that share keys stand under
+    each other as rows of one product. seen: bool [batch or 1, positions or 1, keys]; nobody sees nothing.
+    """
+    batch, _, positions, size = q.shape
+    kv_heads, held = keys.shape[1:3]
+    scores = torch.matmul(q.view(batch, kv_heads, -1, size), keys.transpose(-1, -2)).float() * scale
+    scores = scores.view(batch, kv_heads, -1, positions, held).masked_fill(~seen[:, None, None], -torch.inf)
+    weights = torch.softmax(scores, dim=-1).to(values.dtype).view(batch, kv_heads, -1, held)
+    return as_rows(torch.matmul(weights, values).view(q.shape))
+
+
+def attend_causally(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """As `attend`; the queries are the last positions of the keys, and each sees the keys up to its own."""
+    positions, held = q.shape[2], keys.shape[2]
+    if q.is_cuda and q.dtype is not torch.float32:
+        # Called by itself because torch's front door refuses more keys than queries; the kernel aligns them at the end
+        # (torch.nn.attention.bias.causal_lower_right), and takes fewer key heads than heads.
+        mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+            q, keys, values, 0.0, True, return_debug_mask=False, scale=scale
+        )[0]
+        return as_rows(mixed)
+    place = torch.arange(held, device=q.device)
+    return attend(q, keys, values, (place <= place[held - positions :, None])[None], scale)
+
+
+def as_rows(mixed: Tensor) -> Tensor:
+    """[batch, heads, positions, size] as [batch * positions, heads * size]."""
+    return mixed.transpose(1, 2).reshape(mixed.shape[0] * mixed.shape[2], -1)
 
 
 def leave(
     x: Tensor, attended: Tensor, o: Tensor, norm: Tensor | None, gate_up: Tensor, down: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The rest of the block: the residual stream and what the MLP adds to it.
-
-    attended: [batch, heads, positions, size].
-    """
-    x = x + functional.linear(attended.transpose(1, 2).reshape(x.shape[0], -1), o)
+    """The rest of the block: the residual stream and what the MLP adds to it. attended: of `attend`."""
+    # In float32 the sum stays with the norm behind it; else it becomes part of the product, and x is copied for that.
+    x = (x.float() + functional.linear(attended, o).float()).to(x.dtype)
     gate, up = functional.linear(_normed(x, norm, eps), gate_up).chunk(2, dim=-1)
     return x, functional.linear(functional.silu(gate) * up, down)
 
@@ -64,58 +90,14 @@ def finish(x: Tensor, delta: Tensor, norm: Tensor, head: Tensor, eps: float) -> 
     return torch.log_softmax(logits.float(), dim=-1)
 
 
-def look(visible: Tensor, parent: Tensor, place: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What the next beams see: bool [batch, beams, keys], and as a mask, [batch, 1, groups * beams, keys] of 0 or -inf.
+def look(seen: Tensor, parent: Tensor, place: Tensor) -> Tensor:
+    """What the next beams see, bool [batch, beams, keys]: what their parents saw, and themselves.
 
-    visible: what the beams before saw. place: int64 [beams], where in the cache the next beams stand. groups: query
-    heads a key head.
+    seen: of the beams before. place: int64 [beams], where in the cache the next beams stand.
     """
-    batch, beams = parent.shape
-    keys = visible.shape[2]
+    keys = seen.shape[2]
     own = torch.arange(keys, device=parent.device) == place[:, None]
-    seen = visible.gather(1, parent[..., None].expand(-1, -1, keys)) | own
-    return seen, as_mask(seen, dtype).repeat(1, groups, 1).view(batch, 1, groups * beams, keys)
-
-
-def as_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.where(visible, 0.0, -torch.inf).to(dtype)
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """[batch, heads, positions, size]. Heads that share keys stand under each other as rows of one product.
-
-    keys, values: [batch, key heads, keys, size]. mask: broadcast to [batch, 1, groups * positions, keys].
-    """
-    batch, heads, positions, size = q.shape
-    grouped = q.view(batch, keys.shape[1], -1, size)
-    # The mask rules torch's flash kernel out, and cuDNN plans anew for each shape.
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        mixed = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
-    return mixed.reshape(batch, heads, positions, size)
-
-
-def attend_by_products(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """As `attend`, in two products that leave the softmax between them to the compiler."""
-    batch, heads, positions, size = q.shape
-    grouped = q.view(batch, keys.shape[1], -1, size)
-    scores = torch.matmul(grouped, keys.transpose(-1, -2)).float() * scale + mask
-    mixed = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
-    return mixed.view(batch, heads, positions, size)
-
-
-def attend_causally(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Each of the queries, which are the last positions of the keys, sees the keys up to its own."""
-    positions, held = q.shape[2], keys.shape[2]
-    if q.is_cuda and q.dtype is not torch.float32:
-        # Called by itself because torch's front door refuses more keys than queries; the kernel aligns them at the end
-        # (torch.nn.attention.bias.causal_lower_right), and takes fewer key heads than heads.
-        mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-            q, keys, values, 0.0, True, return_debug_mask=False, scale=scale
-        )[0]
-        return mixed
-    place = torch.arange(held, device=q.device)
-    mask = as_mask(place <= place[held - positions :, None], q.dtype)
-    return attend(q, keys, values, mask.repeat(q.shape[1] // keys.shape[1], 1), scale)
+    return seen.gather(1, parent[..., None].expand(-1, -1, keys)) | own
 
 
 def expand(
@@ -146,8 +128,8 @@ def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 class Blocks:
     """The functions above, compiled or as they are. Compiled forms are shared by all buckets that have their shapes."""
 
-    def __init__(self, *, compiled: bool, attention: str = "kernel", mode: str | None = None) -> None:
-        """attention of the beams: `kernel`, or `products`. mode: of torch.compile."""
+    def __init__(self, *, compiled: bool, kernels: bool = False, mode: str | None = None) -> None:
+        """kernels: with service.generation.kernels where they replace functions. mode: of torch.compile."""
         if compiled:
             torch._dynamo.config.recompile_limit = RECOMPILES
             torch._dynamo.config.accumulated_recompile_limit = RECOMPILES
@@ -155,6 +137,16 @@ class Blocks:
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(function, dynamic=False, fullgraph=True, mode=mode) if compiled else function
 
-        self.enter, self.leave, self.finish = made(enter), made(leave), made(finish)
+        self.project, self.leave, self.finish = made(project), made(leave), made(finish)
         self.look, self.expand = made(look), made(expand)
-        self.attend = attend if attention == "kernel" else made(attend_by_products)
+        self.remember, self.attend = made(remember), made(attend)
+        if kernels:
+            from service.generation import kernels as written
+
+            self.remember, self.attend = written.remember, written.attend
+
+    @classmethod
+    def best(cls, device: torch.device) -> "Blocks":
+        """What is fastest there: compiled, with kernels, on a GPU whose torch has Triton; else as they are."""
+        has = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        return cls(compiled=has, kernels=has)

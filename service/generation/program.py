@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
-from service.generation.blocks import Blocks, as_mask, attend_causally
+from service.generation.blocks import Blocks, attend_causally
 from service.generation.llama import Llama, Prefix
 
 NODES = 1 << 18  # room of a depth of the trie at first: 2 MiB, and enough for most catalogues
@@ -41,7 +41,7 @@ class Bucket:
         return tuple(counts[1:])
 
     def positions(self, prefix: int) -> int:
-        """Places in the cache of a prompt: a multiple of 16, as attention kernels want their masks."""
+        """Places in the cache of a prompt: a multiple of 16, so that rows of masks are aligned."""
         return -(-(prefix + self.tokens + sum(self.counts[:-1])) // 16) * 16
 
 
@@ -150,14 +150,14 @@ def run(
         if depth:
             end = first + width
             place = torch.arange(first, end, device=x.device)
-            seen, mask = blocks.look(seen, parent, place, llama.heads // llama.kv_heads, x.dtype)
+            seen = blocks.look(seen, parent, place)
             chosen = trie.code[depth - 1][nodes].int() + (weights.first_code_token + CODES * (depth - 1))
             x = functional.embedding(chosen, embedding).view(batch * width, -1)
             delta = torch.zeros_like(x)
             turn = (weights.cos[ends + depth - 1][:, None], weights.sin[ends + depth - 1][:, None])
             for i in range(len(llama.layers)):
                 x, q = _enter(blocks, llama, i, x, delta, turn, keys[i, :, :, first:end], values[i, :, :, first:end])
-                x, delta = _leave(blocks, llama, i, x, blocks.attend(q, keys[i], values[i], mask, llama.scale))
+                x, delta = _leave(blocks, llama, i, x, blocks.attend(q, keys[i], values[i], seen, llama.scale))
             first = end
         logp = blocks.finish(x, delta, norm, weights.head[depth], llama.eps).view(batch, width, CODES)
         nodes, parent, scores = blocks.expand(
@@ -185,17 +185,16 @@ def prefill(weights: Weights, blocks: Blocks, inputs: Inputs, keys: Tensor, valu
     x, q = _enter(blocks, llama, last, x, delta, turn, keys[last, :, :, shared:end], values[last, :, :, shared:end])
     rows, ends = torch.arange(batch, device=x.device), inputs.lengths.long()
     x, q = x.view(batch, tokens, -1)[rows, ends - 1], q[rows, :, ends - 1].unsqueeze(2)
-    seen = torch.arange(keys.shape[3], device=x.device) < (shared + ends)[:, None]
-    mask = as_mask(seen, x.dtype)[:, None, None].expand(-1, -1, llama.heads // llama.kv_heads, -1)
-    return _leave(blocks, llama, last, x, blocks.attend(q, keys[last], values[last], mask, llama.scale))
+    seen = (torch.arange(keys.shape[3], device=x.device) < (shared + ends)[:, None])[:, None]
+    return _leave(blocks, llama, last, x, blocks.attend(q, keys[last], values[last], seen, llama.scale))
 
 
 def _enter(
     blocks: Blocks, llama: Llama, i: int, x: Tensor, delta: Tensor, turn: tuple[Tensor, Tensor], *new: Tensor
 ) -> tuple[Tensor, Tensor]:
     layer = llama.layers[i]
-    entered: tuple[Tensor, Tensor] = blocks.enter(x, delta, layer.attention_norm, layer.qkv, *turn, *new, llama.eps)
-    return entered
+    x, projected = blocks.project(x, delta, layer.attention_norm, layer.qkv, llama.eps)
+    return x, blocks.remember(projected, *turn, *new)
 
 
 def _leave(blocks: Blocks, llama: Llama, i: int, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

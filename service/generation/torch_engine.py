@@ -156,7 +156,8 @@ class TorchEngine:
     def _graphs(self, backbone: Backbone) -> Graphs | None:
         if self._device.type != "cuda" or self._sizes is None or pack(backbone.model) is None:
             return None
-        return Graphs(backbone, self._sizes, Blocks(compiled=self._compiled), on_capture=self._on_capture)
+        blocks = Blocks.best(self._device) if self._compiled else Blocks(compiled=False)
+        return Graphs(backbone, self._sizes, blocks, on_capture=self._on_capture)
 
 
 def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
