@@ -5,6 +5,7 @@ the residual stream and what is still to be added to it, so that the sum and the
 """
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +123,8 @@ def expand(
 
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    normed = functional.rms_norm(x, x.shape[-1:], weight, eps)
+    return normed / math.sqrt(x.shape[-1]) if weight is None else normed  # see Layer
 
 
 class Blocks:

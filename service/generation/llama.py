@@ -23,8 +23,8 @@ PLAIN_ROPE = {"default", "linear", "llama3"}  # frequencies that do not depend o
 class Layer:
     """Weights of one block, [out, in] each; in q and k each head's halves are interleaved (see interleaved).
 
-    attention_norm, mlp_norm: [hidden]. In float32 they are None: they are folded into the weights behind them, and the
-    scores' 1 / sqrt(size of a head) into q.
+    attention_norm, mlp_norm: [hidden]. In float32 they are None: they are folded into the weights behind them, and with
+    them the root of hidden, so that a norm divides by the length of its row; the scores' 1 / sqrt(size of a head) is in q.
     """
 
     attention_norm: Tensor | None
@@ -158,7 +158,8 @@ def _packed(block: LlamaDecoderLayer, heads: int, kv_heads: int, size: int) -> L
     if q.dtype is not torch.float32:  # another rounding of the weights would show
         return Layer(before, torch.cat([torch.cat([q, k])[rows], v]), o, between, torch.cat([gate, up]), down)
     qkv = torch.cat([torch.cat([q / math.sqrt(size), k])[rows], v])
-    return Layer(None, qkv * before, o, None, torch.cat([gate, up]) * between, down)
+    root = math.sqrt(before.shape[0])
+    return Layer(None, qkv * (root * before), o, None, torch.cat([gate, up]) * (root * between), down)
 
 
 class LlamaPasses:
@@ -171,16 +172,20 @@ class LlamaPasses:
         self.shared = 0 if prefix is None else len(prefix)
         weight = llama.layers[0].qkv
         shape = (len(llama.layers), batch, llama.kv_heads, self.shared + capacity, llama.size)
-        self._keys = torch.empty(shape, dtype=weight.dtype, device=weight.device)
-        self._values = torch.empty_like(self._keys)
+        keys = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        values = torch.empty_like(keys)
         if prefix is not None:
-            self._keys[:, :, :, : self.shared] = prefix.keys[:, None]
-            self._values[:, :, :, : self.shared] = prefix.values[:, None]
+            keys[:, :, :, : self.shared] = prefix.keys[:, None]
+            values[:, :, :, : self.shared] = prefix.values[:, None]
+        # Per layer, for writing and, with all prompts' heads in one dimension, for the products.
+        self._keys, self._values = keys.unbind(), values.unbind()
+        self._read = tuple(zip(keys.flatten(1, 2).unbind(), values.flatten(1, 2).unbind(), strict=True))
+        self._least = torch.tensor(self._eps * weight.shape[1], device=weight.device)
         self._batch, self._filled = batch, self.shared
 
     def held(self) -> Prefix:
         """What the first prompt has put into the cache, beams included."""
-        return Prefix(*(held[:, 0, :, : self._filled].clone() for held in (self._keys, self._values)))
+        return Prefix(*(torch.stack(held)[:, 0, :, : self._filled] for held in (self._keys, self._values)))
 
     def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         batch, longest = prompts.shape
@@ -225,8 +230,8 @@ class LlamaPasses:
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
         if weight is not None:
             return functional.rms_norm(x, weight.shape, weight, self._eps)
-        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        normed: Tensor = x * mean.add_(self._eps).rsqrt_()
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        normed: Tensor = x * torch.addcmul(self._least, length, length).rsqrt_()  # the root of hidden is in the weights
         return normed
 
     def _remember(self, i: int, x: Tensor, turn: Tensor) -> Tensor:
@@ -244,9 +249,8 @@ class LlamaPasses:
         )
         turned = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).transpose(1, 2)
         values = projected[:, self._rotated :].view(*shape, llama.kv_heads, llama.size)
-        new = slice(self._filled, self._filled + turned.shape[2])
-        self._keys[i, :, :, new] = turned[:, llama.heads :]
-        self._values[i, :, :, new] = values.transpose(1, 2)
+        self._keys[i].narrow(2, self._filled, shape[1]).copy_(turned[:, llama.heads :])
+        self._values[i].narrow(2, self._filled, shape[1]).copy_(values.transpose(1, 2))
         q = turned[:, : llama.heads]
         return q if layer.attention_norm is None else q / math.sqrt(llama.size)
 
@@ -258,7 +262,7 @@ class LlamaPasses:
         llama, queries = self._llama, q.shape[2]
         # Heads that share keys stand under each other as rows of one product.
         grouped = q.to(mask.dtype).reshape(self._batch * llama.kv_heads, -1, llama.size)
-        keys, values = (held[i, :, :, :end].flatten(0, 1) for held in (self._keys, self._values))
+        keys, values = (held.narrow(1, 0, end) for held in self._read[i])
         scores = torch.bmm(grouped, keys.transpose(1, 2))
         scores.view(self._batch, llama.heads, queries, end).add_(mask)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
