@@ -146,6 +146,8 @@ def executing(backbone: Backbone, execution: Execution, residual_dropout: float 
     attention = config._attn_implementation
     if execution.flex:
         config._attn_implementation = FLEX
+    elif blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
+        config._attn_implementation = "eager"
     try:
         with torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else _nothing():
             yield 0.0 if dropping else residual_dropout
