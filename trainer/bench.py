@@ -96,25 +96,32 @@ def evaluation(
 
 @app.command()
 def training(
-    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama, a multiple of 32.")] = 128,
-    layers: Annotated[int, typer.Option(min=1)] = 4,
+    model: Annotated[str, typer.Option(help="tiny (a random Llama), smollm2 or llama-1b-shape (for a GPU).")] = "tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of tiny, a multiple of 32.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Of tiny.")] = 4,
     batches: Annotated[str, typer.Option(help="Sequences in a step, e.g. 8,32.")] = "8,32",
+    repeats: Annotated[int, typer.Option(min=1)] = 7,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Training a LoRA: our step beside transformers + peft as commonly written, over the same examples."""
     from trainer.bench_training import bench_training
 
-    rows = [bench_training(hidden, layers, batch, seed) for batch in _whole_numbers(batches, "--batches")]
+    rows = [
+        bench_training(hidden, layers, batch, seed, model=model, device=device, repeats=repeats)
+        for batch in _whole_numbers(batches, "--batches")
+    ]
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
         return
     for row in rows:
         typer.echo(
-            f"{row.model} on {row.device}, {row.batch} sequences a step: {row.ours_examples_per_s:.0f} examples a "
-            f"second, transformers + peft {row.peer_examples_per_s:.0f}: {row.speedup:.1f} x ({row.fewest:.1f} to "
+            f"{row.model} {row.dtype} on {row.device}, {row.batch} sequences a step: "
+            f"{row.ours_examples_per_s:.0f} examples a second, "
+            f"transformers + peft {row.peer_examples_per_s:.0f}: {row.speedup:.1f} x ({row.fewest:.1f} to "
             f"{row.most:.1f}), {row.layers_speedup:.2f} x of it the layers; gradients within "
-            f"{row.max_gradient_difference:.1e}"
+            f"{row.max_gradient_difference:.1e}; MFU {row.mfu:.2f} (peer {row.peer_mfu:.2f})"
         )
 
 

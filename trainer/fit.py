@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.generation.backbone import Backbone
-from trainer.decoder import decode_tokens
+from trainer.decoder import decode_tokens, to_device
 from trainer.examples import TrainingSequence
-from trainer.layout import lay_out
+from trainer.execution import Execution, executing, plan
+from trainer.layout import AS_IT_IS, Size, lay_out
 from trainer.proximal import first_step_weight
 
 
@@ -88,48 +89,50 @@ def fit(
         betas=(0.9, 0.98),
         fused=True,
     )
-    steps_per_epoch = math.ceil(len(epoch_sequences(random)) / config.batch_size)
+    first_pass = epoch_sequences(random)
+    steps_per_epoch = math.ceil(len(first_pass) / config.batch_size)
     total_steps = max(1, steps_per_epoch * config.epochs)
     backbone.model.train(False)
     report = FitReport(scores=[(0, evaluate())], trainable_parameters=sum(p.numel() for p in parameters))
     best = [p.detach().clone() for p in parameters]
+    execution = plan(backbone, first_pass, config.batch_size, config.epochs, residual_dropout=config.residual_dropout)
     step = 0
     weight = None if relative and penalty_weight > 0 else penalty_weight
-    for epoch in range(1, config.epochs + 1):
-        backbone.model.train()
-        losses, weights, penalties, ratios = [], [], [], []
-        for batch in batches(epoch_sequences(random), config.batch_size, random):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
-            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.low_precision):
-                loss, targets = sequence_loss(backbone, batch, codes, config.embedding_dropout, config.residual_dropout)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
-            if penalty is not None and weight is None:
-                weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
-            if penalty is not None and weight:
-                value, ratio = _add_penalty(penalty, weight, parameters)
-                penalties.append(value)
-                ratios.append(ratio)
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimiser.step()
-            losses.append(loss.detach())
-            weights.append(targets)
-            step += 1
-            on_step(min(step, total_steps), total_steps)
-        means = [loss.item() for loss in losses]  # read once an epoch: each reading waits for the device
-        report.losses.append(float(np.average(means, weights=weights)) if means else math.nan)
-        report.penalties.append(float(np.mean(penalties)) if penalties else 0.0)
-        report.gradient_ratio.append(float(np.mean(ratios)) if ratios else 0.0)
-        if epoch % config.evaluate_every and epoch != config.epochs:
-            continue
-        backbone.model.train(False)
-        report.scores.append((epoch, evaluate()))
-        if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
-            report.best_epoch = epoch
-            best = [p.detach().clone() for p in parameters]
-        elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
-            break
+    with executing(backbone, execution, config.residual_dropout) as residual_dropout:
+        for epoch in range(1, config.epochs + 1):
+            backbone.model.train()
+            losses, weights, penalties, ratios = [], [], [], []
+            for batch in batches(epoch_sequences(random), config.batch_size, random):
+                for group in optimiser.param_groups:
+                    group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
+                optimiser.zero_grad(set_to_none=True)
+                dropouts = (config.embedding_dropout, residual_dropout)
+                loss, targets = add_gradients(backbone, batch, codes, execution, dropouts, config.low_precision)
+                if penalty is not None and weight is None:
+                    weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
+                if penalty is not None and weight:
+                    value, ratio = _add_penalty(penalty, weight, parameters)
+                    penalties.append(value)
+                    ratios.append(ratio)
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                optimiser.step()
+                losses.append(loss)
+                weights.append(targets)
+                step += 1
+                on_step(min(step, total_steps), total_steps)
+            means = _read(losses)
+            report.losses.append(float(np.average(means, weights=weights)) if means else math.nan)
+            report.penalties.append(float(np.mean(_read(penalties))) if penalties else 0.0)
+            report.gradient_ratio.append(float(np.mean(_read(ratios))) if ratios else 0.0)
+            if epoch % config.evaluate_every and epoch != config.epochs:
+                continue
+            backbone.model.train(False)
+            report.scores.append((epoch, evaluate()))
+            if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
+                report.best_epoch = epoch
+                best = [p.detach().clone() for p in parameters]
+            elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
+                break
     with torch.no_grad():
         for parameter, kept in zip(parameters, best, strict=True):
             parameter.copy_(kept)
@@ -160,37 +163,68 @@ def batches(
         yield [sequences[i] for i in order[start : start + size]]
 
 
+def add_gradients(
+    backbone: Backbone,
+    batch: Sequence[TrainingSequence],
+    codes: NDArray[np.int16],
+    execution: Execution,
+    dropouts: tuple[float, float],
+    low_precision: bool,
+) -> tuple[Tensor, int]:
+    """Add the gradients of a batch's mean loss to .grad, part after part; returns that loss, detached, and its targets.
+
+    dropouts: on embedded tokens and on the residual stream.
+    """
+    total = sum(len(sequence.rows) - sequence.first_target for sequence in batch)
+    losses = []
+    for part, size in execution.parts(backbone, batch):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=low_precision):
+            loss, targets = sequence_loss(backbone, part, codes, *dropouts, size=size)
+        if targets != total:
+            loss = loss * (targets / max(total, 1))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        losses.append(loss.detach())
+    return sum(losses[1:], losses[0]), total
+
+
 def sequence_loss(
     backbone: Backbone,
     batch: Sequence[TrainingSequence],
     codes: NDArray[np.int16],
     embedding_dropout: float = 0.0,
     residual_dropout: float = 0.0,
+    *,
+    size: Size = AS_IT_IS,
 ) -> tuple[Tensor, int]:
     """Mean over target items of the sum over 4 levels of cross-entropy over that level's 256 codes; how many targets.
 
     All targets of a sequence are predicted in one pass (trainer.layout).
     The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
-    layout = lay_out(backbone.prompt, batch, codes)
+    layout = lay_out(backbone.prompt, batch, codes, size)
     device = backbone.device
     hidden = decode_tokens(backbone, layout, embedding_dropout, residual_dropout)
-    hidden = hidden.flatten(0, 1)[torch.from_numpy(layout.predicts).to(device)]  # [targets, 4, hidden]
+    hidden = hidden.flatten(0, 1)[to_device(layout.predicts, device)]  # [targets, 4, hidden]
     logits = torch.einsum("nld,lcd->nlc", hidden, backbone.head.to(hidden.dtype))
-    labels = torch.from_numpy(layout.labels).to(device)
+    labels = to_device(layout.labels, device)
     count = len(labels)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
     return loss, count
 
 
-def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
+def _read(values: Sequence[Tensor]) -> list[float]:
+    """Once an epoch: each reading waits for the device."""
+    return [value.item() for value in values]
+
+
+def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
     """Add the proximal's gradient to the loss's; returns the penalty (without weight) and ||g_prox|| / ||g_ce||."""
     value = penalty()
     gradients = torch.autograd.grad(weight * value, parameters, allow_unused=True)
-    data_norm = math.sqrt(sum(float(p.grad.float().square().sum()) for p in parameters if p.grad is not None))
-    own_norm = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+    data_norm = nn.utils.get_total_norm([p.grad.float() for p in parameters if p.grad is not None])
+    own_norm = nn.utils.get_total_norm([g.float() for g in gradients if g is not None])
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-    return value.item(), own_norm / data_norm if data_norm > 0 else math.inf
+    return value.detach(), own_norm / data_norm

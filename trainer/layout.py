@@ -41,9 +41,35 @@ class Layout:
     branches: tuple[Int64, Int64, Int64] | None
 
 
-def lay_out(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Rows and length that a batch is padded to, where it is smaller."""
+
+    rows: int = 0
+    length: int = 0
+
+
+AS_IT_IS = Size()
+
+
+def lay_out(
+    prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], size: Size = AS_IT_IS
+) -> Layout:
     """codes: int16 [catalogue rows, 4]."""
-    return _plain(prompt, batch, codes) if prompt.is_plain else _branched(prompt, batch, codes)
+    size = Size(max(size.rows, len(batch)), max(size.length, *(sequence_length(prompt, s) for s in batch), 0))
+    return _plain(prompt, batch, codes, size) if prompt.is_plain else _branched(prompt, batch, codes, size)
+
+
+def sequence_length(prompt: Prompt, sequence: TrainingSequence) -> int:
+    """Tokens of one sequence, laid out."""
+    items = len(sequence.rows)
+    if prompt.is_plain:
+        return prompt.trunk_length(items) - 1
+    return prompt.trunk_length(items - 1) + _branch(prompt) * (items - sequence.first_target)
+
+
+def _branch(prompt: Prompt) -> int:
+    return len(prompt.after) + LEVELS - 1
 
 
 def visible(owner: Tensor, reach: Tensor) -> Tensor:
@@ -53,11 +79,11 @@ def visible(owner: Tensor, reach: Tensor) -> Tensor:
     return same | ((owner == TRUNK)[:, None, :] & (place < reach[:, :, None]))
 
 
-def _plain(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
+def _plain(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], padded: Size) -> Layout:
     """The token before code l of an item predicts it; the last code of all is never read."""
-    fixed, longest = len(prompt.before), max(len(s.rows) for s in batch)
-    length = fixed + LEVELS * longest - 1
-    tokens, real = np.full((len(batch), length), PAD, dtype=np.int64), np.zeros((len(batch), length), dtype=np.bool_)
+    fixed, length = len(prompt.before), padded.length
+    shape = (padded.rows, length)
+    tokens, real = np.full(shape, PAD, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
     predicts, labels = [], []
     for i, sequence in enumerate(batch):
         own = prompt.encode(codes[sequence.rows])[:-1]
@@ -68,13 +94,12 @@ def _plain(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.
     return Layout(tokens, np.concatenate(predicts), np.concatenate(labels).astype(np.int64), real, None)
 
 
-def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16]) -> Layout:
-    tail = len(prompt.after)
-    size = tail + LEVELS - 1  # of a branch
-    lengths = [prompt.trunk_length(len(s.rows) - 1) + size * (len(s.rows) - s.first_target) for s in batch]
-    length = -(-max(lengths) // ALIGNED) * ALIGNED
-    tokens, owner = np.full((len(batch), length), PAD), np.full((len(batch), length), PADDING)
-    positions, reach = np.zeros((len(batch), length), dtype=np.int64), np.zeros((len(batch), length), dtype=np.int64)
+def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], padded: Size) -> Layout:
+    tail, size = len(prompt.after), _branch(prompt)
+    length = -(-padded.length // ALIGNED) * ALIGNED
+    shape = (padded.rows, length)
+    tokens, owner = np.full(shape, PAD), np.full(shape, PADDING)
+    positions, reach = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     predicts, labels = [], []
     for i, sequence in enumerate(batch):
         trunk = prompt.trunk(codes[sequence.rows[:-1]])
@@ -90,6 +115,6 @@ def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[
             first = start + tail - 1 if tail else seen - 1
             predicts.append(i * length + np.array([first, *(start + tail + np.arange(LEVELS - 1))]))
             labels.append(own)
-    shape = (-1, LEVELS)
+    a_target = (-1, LEVELS)
     real = owner != PADDING
-    return Layout(tokens, np.reshape(predicts, shape), np.reshape(labels, shape), real, (positions, owner, reach))
+    return Layout(tokens, np.reshape(predicts, a_target), np.reshape(labels, a_target), real, (positions, owner, reach))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from service.generation.backbone import LORA_PREFIX, Backbone
+from trainer.dropout import dropout
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LoraTensors = Mapping[str, Tensor]  # PEFT name -> lora_A [r, d_in] or lora_B [d_out, r]
@@ -114,12 +115,19 @@ class AdaptedLinear(nn.Module):
         self.base, self._name, self._scale, self._dropout, self.refresh = base, name, scale, dropout, refresh
         self.observer: Observer | None = None
         self.observes_training_only = False
+        self.output_dropout = 0.0
+        """On its outputs in training mode, for blocks that are compiled; see trainer.execution."""
         self.train(base.training)  # a new module trains; dropout and observers go by the model's mode
 
     @property
     def mergeable(self) -> bool:
         """Whether it is a product with `merged` now (and the bias)."""
-        return not (self.training and self._dropout)
+        return not (self.training and (self._dropout or self.output_dropout)) and not self.is_half
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the weight is in 16 bits: merged, it would round a change of less than 0.2 % of an entry away."""
+        return self.base.weight.element_size() < 4
 
     @property
     def watched(self) -> bool:
@@ -137,8 +145,16 @@ class AdaptedLinear(nn.Module):
         return torch.addmm(self.base.weight.to(b.dtype), b, a, alpha=self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        return dropout(self._product(x), self.output_dropout, self.training)
+
+    def _product(self, x: Tensor) -> Tensor:
         self.show(x)
         a, b = self.current
+        if self.is_half:
+            apart: Tensor = self.base(x)
+            dropped = nn.functional.dropout(x, self._dropout, self.training) if self._dropout else x
+            inner = nn.functional.linear(dropped, a.to(x.dtype))
+            return apart + nn.functional.linear(inner, (self._scale * b).to(x.dtype))
         if self.training and self._dropout:
             dropped = nn.functional.dropout(x, self._dropout)
             change = nn.functional.linear(nn.functional.linear(dropped, a), b)

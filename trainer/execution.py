@@ -1,0 +1,189 @@
+"""How training runs on its device: in few shapes, in parts that fit the memory, compiled where that pays.
+
+On a CPU a batch is one pass, as it comes. On a GPU rows are padded to a few lengths and batches to one number of rows,
+so that compiled blocks, kernels and memory are used again; a batch too large for the memory is taken in parts whose
+gradients add up, and a model too large even for that recomputes its blocks in the backward pass.
+docs/decisions/0015 has the reasons.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+from torch.utils.checkpoint import checkpoint
+
+from service.generation.backbone import Backbone
+from trainer.decoder import FLEX
+from trainer.examples import TrainingSequence
+from trainer.layout import Size, sequence_length
+from trainer.lora import AdaptedLinear
+
+FEW_LENGTHS, ALIGNED = 4, 32
+FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
+"""Of one forward pass: fewer leave a GPU's matrix units idle, more gain nothing."""
+MEMORY_SHARE = 0.6
+"""Of the free memory for activations: several workers may share a GPU."""
+COMPILING_PAYS = 2e16
+"""Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
+USE_FLEX = False
+DROPPED = ("o_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How batches become forward passes; the empty one takes each as it comes.
+
+    rows: sequences in a full batch. lengths: what rows are padded to, ascending. tokens: most in one forward pass.
+    flex: FlexAttention where a mask is more than causal, which skips the blocks of it that nothing sees.
+    """
+
+    rows: int = 0
+    lengths: tuple[int, ...] = ()
+    tokens: int = MOST_TOKENS
+    checkpoint: bool = False
+    compiled: bool = False
+    flex: bool = False
+
+    def parts(
+        self, backbone: Backbone, batch: Sequence[TrainingSequence]
+    ) -> Iterator[tuple[list[TrainingSequence], Size]]:
+        """The batch cut into parts, each with the size it is padded to."""
+        if not self.lengths:
+            yield list(batch), Size()
+            return
+        longest = max(sequence_length(backbone.prompt, sequence) for sequence in batch)
+        length = next((known for known in self.lengths if known >= longest), -(-longest // ALIGNED) * ALIGNED)
+        count = math.ceil(self.rows / max(1, self.tokens // length))
+        rows = math.ceil(self.rows / count)
+        for first in range(0, len(batch), rows):
+            yield list(batch[first : first + rows]), Size(rows, length)
+
+
+AS_IT_COMES = Execution()
+"""A CPU's: nothing is padded or cut."""
+
+
+def plan(
+    backbone: Backbone,
+    sequences: Sequence[TrainingSequence],
+    batch_size: int,
+    epochs: int,
+    *,
+    residual_dropout: float = 0.0,
+    compiled: bool | None = None,
+) -> Execution:
+    """For training `epochs` times over `sequences`. compiled: None where it pays by COMPILING_PAYS."""
+    if backbone.device.type != "cuda" or not sequences:
+        return AS_IT_COMES
+    lengths = np.sort([sequence_length(backbone.prompt, sequence) for sequence in sequences])
+    lengths = -(-lengths // ALIGNED) * ALIGNED
+    few = np.unique(np.quantile(lengths, np.arange(1, FEW_LENGTHS + 1) / FEW_LENGTHS, method="higher"))
+    if compiled is None:
+        work = 4 * _block_parameters(backbone) * float(lengths.sum()) * epochs
+        compiled = work >= COMPILING_PAYS
+    compiled = compiled and can_compile(backbone, residual_dropout)
+    reserved = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
+    free = MEMORY_SHARE * (torch.cuda.mem_get_info(backbone.device)[0] + reserved)
+    tokens, recompute = fitting(backbone, free, compiled)
+    flex = compiled and USE_FLEX and not backbone.prompt.is_plain
+    return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled, flex)
+
+
+def fitting(backbone: Backbone, free: float, compiled: bool) -> tuple[int, bool]:
+    """Tokens of one forward pass whose activations fit `free` bytes, and whether only with blocks recomputed."""
+    config = backbone.model.config
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
+    width = next(iter(backbone.decoder.parameters())).element_size()
+    block = width * (16 * hidden + 8 * mlp)  # 38 GiB for 11,800 tokens of a Llama of 1B parameters, as measured
+    tokens = int(free / (layers * block * (0.5 if compiled else 1.0)))
+    if tokens >= FEWEST_TOKENS:
+        return min(tokens, MOST_TOKENS), False
+    tokens = int(free / (layers * width * hidden + block))
+    return min(max(tokens, 1), MOST_TOKENS), True
+
+
+def can_compile(backbone: Backbone, residual_dropout: float = 0.0) -> bool:
+    """Whether compiled blocks compute what these do: nobody watches, and dropout on outputs is the layers' own."""
+    compiler = os.environ.get("CC") or "cc"
+    if not (has_triton() and (shutil.which(compiler) or shutil.which("gcc"))) or not _blocks(backbone):
+        return False
+    linears = dict(backbone.decoder.named_modules())
+    if any(isinstance(own, AdaptedLinear) and own.observer is not None for own in linears.values()):
+        return False
+    return not residual_dropout or all(
+        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(DROPPED)
+    )
+
+
+@contextmanager
+def executing(backbone: Backbone, execution: Execution, residual_dropout: float = 0.0) -> Iterator[float]:
+    """Run the blocks so while training; passes without gradients stay as they were.
+
+    Yields the residual dropout that is left for the forward pass to apply: 0 where the compiled layers do it.
+    """
+    blocks = _blocks(backbone) if execution.compiled or execution.checkpoint else []
+    dropping: list[AdaptedLinear] = []
+    if execution.compiled and residual_dropout:
+        named = backbone.decoder.named_modules()
+        dropping = [own for name, own in named if name.endswith(DROPPED) and isinstance(own, AdaptedLinear)]
+    for own in dropping:
+        own.output_dropout = residual_dropout
+    if blocks:
+        plain = type(blocks[0]).forward
+        inner = torch.compile(plain, dynamic=False) if execution.compiled else plain
+        for block in blocks:  # a block's own forward hides its class's until the training is over
+            block.forward = _training_forward(block, plain, inner, execution.checkpoint)
+    config = backbone.model.config
+    attention = config._attn_implementation
+    if execution.flex:
+        config._attn_implementation = FLEX
+    elif blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
+        config._attn_implementation = "eager"
+    try:
+        with torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else _nothing():
+            yield 0.0 if dropping else residual_dropout
+    finally:
+        config._attn_implementation = attention
+        for block in blocks:
+            del block.forward
+        for own in dropping:
+            own.output_dropout = 0.0
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _training_forward(
+    block: nn.Module, plain: Callable[..., Tensor], inner: Callable[..., Tensor], recompute: bool
+) -> Callable[..., Tensor]:
+    def forward(*inputs: Tensor, **named: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return plain(block, *inputs, **named)
+        if recompute:
+            recomputed: Tensor = checkpoint(inner, block, *inputs, use_reentrant=False, **named)
+            return recomputed
+        return inner(block, *inputs, **named)
+
+    return forward
+
+
+def _blocks(backbone: Backbone) -> list[nn.Module]:
+    """The decoder's blocks; none where it does not have them as most models do, all of one class."""
+    found = getattr(backbone.decoder, "layers", None)
+    blocks = list(found) if isinstance(found, nn.ModuleList) else []
+    return blocks if len({type(block) for block in blocks}) == 1 else []
+
+
+def _block_parameters(backbone: Backbone) -> int:
+    return sum(p.numel() for block in _blocks(backbone) for p in block.parameters())
