@@ -29,9 +29,7 @@ class _Edit:
     def place(self, entries: Int64) -> Int64:
         """int64: their new numbers; for one that goes, that of the next that stays."""
         return (
-            entries
-            + np.searchsorted(self.at, entries, side="right")
-            - np.searchsorted(self.gone, entries, side="left")
+            entries + np.searchsorted(self.at, entries, side="right") - np.searchsorted(self.gone, entries, side="left")
         )
 
     @property
@@ -95,11 +93,11 @@ def changed_trie(trie: Trie, rows: Int64, codes: Int16, total: int) -> Trie:
     firsts = [root]  # of each node that comes in, its first path
     for depth in range(1, LEVELS + 1):
         absent = np.flatnonzero(~found[depth])
-        _, first, which = np.unique(
-            paths[absent] >> (8 * (LEVELS - depth)), return_index=True, return_inverse=True
-        )
+        _, first, which = np.unique(paths[absent] >> (8 * (LEVELS - depth)), return_index=True, return_inverse=True)
         nodes = trie.node_of_leaf[depth - 1][fewer].astype(np.int64)
-        edit = _Edit(_emptied(nodes, at[depth][more][found[depth][more]], trie.leaf_count[depth - 1]), at[depth][absent][first])
+        edit = _Edit(
+            _emptied(nodes, at[depth][more][found[depth][more]], trie.leaf_count[depth - 1]), at[depth][absent][first]
+        )
         own = edit.place(at[depth])
         own[absent] = edit.places[which]
         edits.append(edit)
@@ -159,7 +157,7 @@ def _codes_of(trie: Trie, leaves: Int64) -> Int16:
 
 
 def _walk(trie: Trie, paths: Int64) -> tuple[list[Int64], list[Bool]]:
-    """Per depth 0..4, for each packed path: the first node of that depth not before it, and whether it is the path's."""
+    """Per depth 0..4, for each packed path: the first node that does not lie before it, and whether it is its own."""
     node, there = np.zeros(len(paths), dtype=np.int64), np.ones(len(paths), dtype=np.bool_)
     at, found = [node], [there]
     for depth, (start, code) in enumerate(zip(trie.child_start, trie.code, strict=True), 1):
@@ -188,7 +186,8 @@ def _lower_bound(values: NDArray[Any], low: Int64, high: Int64, wanted: Int64) -
 def _emptied(losing: Int64, gaining: Int64, sizes: NDArray[Any]) -> Int64:
     """int64, rising: entries that lose all they have, one for each time they are in `losing`, and gain nothing."""
     met, lost = np.unique(losing, return_counts=True)
-    return met[(sizes[met] == lost) & ~np.isin(met, gaining)]
+    emptied: Int64 = met[(sizes[met] == lost) & ~np.isin(met, gaining)]
+    return emptied
 
 
 def _starts(held: Int32, edit: _Edit, losing: Int64, gaining: Int64) -> Int32:
@@ -205,6 +204,8 @@ def _shift(numbers: Int32, up: Int64, down: Int64) -> None:
     steps = np.concatenate([np.ones(len(up), dtype=np.int32), np.full(len(down), -1, dtype=np.int32)])
     places, which = np.unique(places, return_inverse=True)
     by = np.cumsum(np.bincount(which, weights=steps).astype(np.int32), dtype=np.int32)
-    for place, end, step in zip(places.tolist(), np.append(places, len(numbers))[1:].tolist(), by.tolist(), strict=True):
+    for place, end, step in zip(
+        places.tolist(), np.append(places, len(numbers))[1:].tolist(), by.tolist(), strict=True
+    ):
         if step:
             numbers[place:end] += step
