@@ -39,6 +39,6 @@ class CodecFollower:
             return
         if self._active is None or self._active.base_id != base_id:
             self._active = ActiveCodec(base_id, self._open_codec(base_id))
-        if (base_id, revision) != self._checked:  # looking for items without codes reads the whole table
+        if (base_id, revision) != self._checked:
             encode_missing(self._database, self._active)
             self._checked = (base_id, revision)

@@ -1,14 +1,21 @@
 """The catalogue in memory: one immutable snapshot that a request holds from its first line to its reply."""
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.repository import Codes, StoredItem
-from service.catalog.trie import LEVELS, Int64, Trie, build_trie
+from service.catalog.trie import LEVELS, Int16, Int64, Trie, as_codes, build_trie
+from service.catalog.trie_changes import changed_trie
+from service.kit.chunks import Chunks
+
+NO_CODES = (-1,) * LEVELS
+FEW = 50  # one row in as many may change before building the trie anew is as fast (decision 0011)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,16 @@ class IndexedItem:
     available: bool
     codes: tuple[int, int, int, int] | None
 
+    @classmethod
+    def of(cls, item: StoredItem, codes: Codes | None) -> "IndexedItem":
+        # A category is one string for all items that have it.
+        return cls(item.item_id, item.title, tuple(map(sys.intern, item.categories)), item.servable, codes)
+
+    @property
+    def searched(self) -> Codes | None:
+        """The codes if the item may be found by them."""
+        return self.codes if self.available else None
+
 
 @dataclass(frozen=True, eq=False)
 class CatalogueIndex:
@@ -29,7 +46,7 @@ class CatalogueIndex:
     revision: the catalogue revision it reflects; base_id: the base whose codes it holds (None: no base yet).
     """
 
-    items: tuple[IndexedItem, ...]
+    items: Sequence[IndexedItem]
     revision: int
     base_id: str | None
 
@@ -42,22 +59,96 @@ class CatalogueIndex:
         revision: int = 0,
         base_id: str | None = None,
     ) -> "CatalogueIndex":
-        """Rows in order of item_id, so that every process numbers them alike. codes: of the items that have some."""
-        rows = (
-            IndexedItem(item.item_id, item.title, item.categories, item.servable, codes.get(item.item_id))
-            for item in sorted(items, key=lambda item: item.item_id)
-        )
-        return cls(tuple(rows), revision, base_id)
+        """Rows in order of creation, then of item_id. codes: of the items that have some.
+
+        A snapshot that follows another keeps its rows and adds new items behind them, so processes number items alike
+        as far as their clocks agree. Nothing but ties depends on it.
+        """
+        ordered = sorted(items, key=lambda item: (item.created_at, item.item_id))
+        return cls(Chunks(IndexedItem.of(item, codes.get(item.item_id)) for item in ordered), revision, base_id)
+
+    def changed(self, items: Mapping[str, IndexedItem], *, revision: int) -> "CatalogueIndex":
+        """The snapshot after `items` (by item_id) were written: known ones in their rows, others in new rows, in order.
+
+        Costs passes over arrays, and nothing in Python for the items that stay. At most one thread at a time may ask
+        for successors of the snapshots that come from one another; readers need not wait.
+        """
+        row_of, count = self._numbering, len(self.items)
+        if len(row_of) > count:  # another successor has taken the numbers
+            row_of = dict(islice(row_of.items(), count))
+        rows = [row_of.get(item_id, -1) for item_id in items]
+        added = [item for row, item in zip(rows, items.values(), strict=True) if row < 0]
+        replaced = {row: item for row, item in zip(rows, items.values(), strict=True) if row >= 0}
+        row_of.update((item.item_id, row) for row, item in enumerate(added, count))
+        held = self.items if isinstance(self.items, Chunks) else Chunks(self.items)
+        index = CatalogueIndex(held.changed(replaced, added), revision, self.base_id)
+        known: dict[str, object] = {"_numbering": row_of}
+        if len(items) * FEW <= count:
+            known |= self._changed_arrays({**replaced, **dict(enumerate(added, count))}, count + len(added))
+        vars(index).update(known)  # in place of what the cached properties would compute from every item
+        return index
+
+    def _changed_arrays(self, items: Mapping[int, IndexedItem], total: int) -> dict[str, object]:
+        """The successor's cached properties; items: row -> what it is now."""
+        rows = np.fromiter(items, dtype=np.int64, count=len(items))
+        codes, available = np.full((total, LEVELS), -1, dtype=np.int16), np.zeros(total, dtype=np.bool_)
+        codes[: len(self.codes)], available[: len(self.codes)] = self.codes, self.available
+        codes[rows] = as_codes([item.codes or NO_CODES for item in items.values()])
+        available[rows] = [item.available for item in items.values()]
+        searched = as_codes([item.searched or NO_CODES for item in items.values()])
+        return {
+            "codes": codes,
+            "coded": np.asarray((codes >= 0).all(axis=1)),
+            "available": available,
+            "trie": changed_trie(self.trie, rows, searched, total),
+            "rows_by_category": self._changed_categories(items),
+        }
+
+    def _changed_categories(self, items: Mapping[int, IndexedItem]) -> Mapping[str, Int64]:
+        fewer: dict[str, list[int]] = {}
+        more: dict[str, list[int]] = {}
+        for row, item in items.items():
+            now = _categories(item)
+            before = _categories(self.items[row]) if row < len(self.items) else set()
+            for category in before - now:
+                fewer.setdefault(category, []).append(row)
+            for category in now - before:
+                more.setdefault(category, []).append(row)
+        if not fewer and not more:
+            return self.rows_by_category
+        by_category = dict(self.rows_by_category)
+        nothing = np.empty(0, dtype=np.int64)
+        for category in fewer.keys() | more.keys():
+            kept = np.setdiff1d(by_category.get(category, nothing), fewer.get(category, ()), assume_unique=True)
+            own = np.union1d(kept, more.get(category, ())).astype(np.int64)
+            if len(own):
+                by_category[category] = own
+            else:
+                del by_category[category]
+        return by_category
+
+    def numbered_like(self, other: "CatalogueIndex") -> bool:
+        """Whether one came from the other: the rows of the shorter one are the first rows of the longer one."""
+        return self._numbering is other._numbering
+
+    def load(self) -> "CatalogueIndex":
+        """Compute now what a request would have to wait for; returns itself."""
+        _ = self.codes, self.coded, self.available, self.trie, self.row_of, self.rows_by_category
+        return self
 
     @cached_property
-    def row_of(self) -> Mapping[str, int]:
+    def _numbering(self) -> dict[str, int]:
+        """item_id -> row. Shared with later snapshots, which add to it: rows from len(items) on are theirs."""
         return {item.item_id: row for row, item in enumerate(self.items)}
 
     @cached_property
-    def codes(self) -> NDArray[np.int16]:
+    def row_of(self) -> Mapping[str, int]:
+        return _RowOf(self._numbering, self.items)
+
+    @cached_property
+    def codes(self) -> Int16:
         """int16 [rows, 4], -1 where an item has none."""
-        none = (-1,) * LEVELS
-        return np.array([item.codes or none for item in self.items], dtype=np.int16).reshape(-1, LEVELS)
+        return as_codes([item.codes or NO_CODES for item in self.items])
 
     @cached_property
     def coded(self) -> NDArray[np.bool_]:
@@ -78,18 +169,43 @@ class CatalogueIndex:
         """Category (lower case) -> rows, rising."""
         rows: dict[str, list[int]] = {}
         for row, item in enumerate(self.items):
-            for category in {c.casefold() for c in item.categories}:
+            for category in _categories(item):
                 rows.setdefault(category, []).append(row)
         return {category: np.array(own, dtype=np.int64) for category, own in rows.items()}
 
     def rows(self, item_ids: Iterable[str]) -> Int64:
         """int64: rows of the known ids among `item_ids`, in their order."""
-        row_of = self.row_of
-        return np.array([row_of[i] for i in item_ids if i in row_of], dtype=np.int64)
+        row_of = self._numbering
+        found = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+        return found[(found >= 0) & (found < len(self.items))]
 
     def with_codes(self, rows: Int64) -> Int64:
         """Those of `rows` that have codes, in their order."""
         return rows[self.coded[rows]]
+
+
+class _RowOf(Mapping[str, int]):
+    """item_id -> row, as far as one snapshot goes."""
+
+    def __init__(self, numbering: Mapping[str, int], items: Sequence[IndexedItem]) -> None:
+        self._numbering = numbering
+        self._items = items
+
+    def __getitem__(self, item_id: str) -> int:
+        row = self._numbering[item_id]
+        if row >= len(self._items):
+            raise KeyError(item_id)
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return (item.item_id for item in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def _categories(item: IndexedItem) -> set[str]:
+    return {category.casefold() for category in item.categories}
 
 
 EMPTY = CatalogueIndex((), 0, None)

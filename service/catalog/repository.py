@@ -121,15 +121,32 @@ def delete(connection: Connection, item_id: str, *, now: datetime, revision: int
     return connection.execute(change.values(deleted_at=now, updated_at=now, revision=revision)).rowcount == 1
 
 
-def without_codes(connection: Connection, base_id: str) -> list[StoredItem]:
-    """Items that base `base_id` has not encoded, deleted ones too (training wants their codes), by item_id."""
-    lacking = sa.or_(items.c.base_id.is_(None), items.c.base_id != base_id)
-    return [_item(row) for row in connection.execute(sa.select(items).where(lacking).order_by(items.c.item_id))]
+def without_codes(connection: Connection, base_id: str, item_ids: Collection[str] | None = None) -> list[StoredItem]:
+    """Items that base `base_id` has not encoded (of `item_ids`, or of all), deleted ones too (training wants their
+    codes), by item_id."""
+    if item_ids is not None:
+        lacking = [item for item in by_ids(connection, item_ids).values() if item.base_id != base_id]
+    else:
+        # Ranges, not `!=`, and sorted here: so that an index finds the few, in place of a pass over the catalogue.
+        other = sa.or_(items.c.base_id.is_(None), items.c.base_id < base_id, items.c.base_id > base_id)
+        lacking = [_item(row) for row in connection.execute(sa.select(items).where(other))]
+    return sorted(lacking, key=lambda item: item.item_id)
 
 
-def taken_codes(connection: Connection, base_id: str) -> set[Codes]:
-    """The semantic IDs that items have under base `base_id`."""
-    return {(a, b, c, d) for a, b, c, d in connection.execute(sa.select(*_CODES).where(items.c.base_id == base_id))}
+def taken_codes(
+    connection: Connection, base_id: str, prefixes: Collection[tuple[int, int, int]] | None = None
+) -> set[Codes]:
+    """The semantic IDs that items have under base `base_id`, all or those with one of these first three codes."""
+    query = sa.select(*_CODES).where(items.c.base_id == base_id)
+    if prefixes is None:
+        return {(a, b, c, d) for a, b, c, d in connection.execute(query)}
+    # One look-up each: SQLite searches an index for a row of values, but scans it for a list of rows.
+    query = query.where(*(column == sa.bindparam(column.name) for column in _CODES[:3]))
+    found: set[Codes] = set()
+    for a, b, c in sorted(prefixes):
+        wanted = {"code_0": a, "code_1": b, "code_2": c}
+        found.update((a, b, c, d) for *_, d in connection.execute(query, wanted))
+    return found
 
 
 def set_codes(connection: Connection, base_id: str, codes: Mapping[str, Codes], *, revision: int) -> None:

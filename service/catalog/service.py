@@ -1,6 +1,6 @@
 """The catalogue: put, show, hide items, and give them the active base's codes in the same transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,9 @@ from service.telemetry import ITEM_WRITES
 PIECE = 128
 """Items that a slow text encoder takes at once: some seconds of SmolLM2-135M on two cores."""
 
+FEW_ITEMS = 500
+"""Up to so many (a PUT) the taken codes are looked up by prefix; for more, all are read."""
+
 
 class Codec(Protocol):
     """A base's frozen tokenizer."""
@@ -34,11 +37,10 @@ class Codec(Protocol):
         ...
 
     def place(self, latent: Float32, taken: Iterable[Codes]) -> list[Codes]:
-        """The rest of `assign`."""
-        ...
+        """Codes for new items, one for each text, unlike `taken` and each other where there is room.
 
-    def assign(self, texts: Sequence[str], taken: Iterable[Codes]) -> list[Codes]:
-        """Codes for new items, one for each text, unlike `taken` and each other where there is room."""
+        Of a text's codes only the last depends on `taken` and on the other texts.
+        """
         ...
 
 
@@ -79,7 +81,8 @@ def put_items(database: Database, clock: Clock, items: Sequence[Item], active: A
             repository.put_many(connection, rows, now=clock(), revision=revision)
             # A replica may still hold the previous base's codec: its codes would be wrong under the new one.
             if active is not None and active.codec.instant and active_base_id(connection) == active.base_id:
-                assign_codes(connection, active.base_id, active.codec, revision=revision)
+                wanted_ids = [item.item_id for item in changed]
+                assign_codes(connection, active.base_id, active.codec, revision=revision, item_ids=wanted_ids)
     created = sum(item.item_id not in stored or stored[item.item_id].deleted_at is not None for item in changed)
     report = PutReport(
         created=created,
@@ -92,24 +95,36 @@ def put_items(database: Database, clock: Clock, items: Sequence[Item], active: A
     return report
 
 
-def assign_codes(connection: Connection, base_id: str, codec: Codec, *, revision: int | None = None) -> int:
-    """Encode every item that lacks codes of base `base_id`, in order of item_id; returns how many.
+def assign_codes(
+    connection: Connection,
+    base_id: str,
+    codec: Codec,
+    *,
+    revision: int | None = None,
+    item_ids: Collection[str] | None = None,
+) -> int:
+    """Encode every item that lacks codes of base `base_id` (or those of `item_ids`), by item_id; returns how many.
 
     Items keep the codes they have under this base. `revision`: one that this transaction took already; otherwise a
     new one is taken when there is anything to write.
     """
     if revision is None:
         repository.lock_revision(connection)
-    lacking = repository.without_codes(connection, base_id)
+    lacking = repository.without_codes(connection, base_id, item_ids)
     if not lacking:
         return 0
-    texts = [_text(item) for item in lacking]
-    codes = codec.assign(texts, repository.taken_codes(connection, base_id))
+    codes = _free_codes(connection, base_id, codec, codec.latent([_text(item) for item in lacking]))
     if revision is None:
         revision = repository.next_revision(connection)
     by_id = {item.item_id: own for item, own in zip(lacking, codes, strict=True)}
     repository.set_codes(connection, base_id, by_id, revision=revision)
     return len(by_id)
+
+
+def _free_codes(connection: Connection, base_id: str, codec: Codec, latent: Float32) -> list[Codes]:
+    # The first three codes do not depend on what is taken, and say what of it can be in the way.
+    prefixes = {own[:3] for own in codec.place(latent, ())} if len(latent) <= FEW_ITEMS else None
+    return codec.place(latent, repository.taken_codes(connection, base_id, prefixes))
 
 
 def encode_missing(database: Database, active: ActiveCodec) -> int:
@@ -145,7 +160,7 @@ def _encode_piece(database: Database, active: ActiveCodec, lacking: Sequence[Sto
         ]
         if not kept or active_base_id(connection) != active.base_id:
             return 0
-        codes = active.codec.place(latent[kept], repository.taken_codes(connection, active.base_id))
+        codes = _free_codes(connection, active.base_id, active.codec, latent[kept])
         ids = list(texts)
         by_id = {ids[i]: own for i, own in zip(kept, codes, strict=True)}
         repository.set_codes(connection, active.base_id, by_id, revision=repository.next_revision(connection))

@@ -28,6 +28,7 @@ items = sa.Table(
         comment="the catalogue revision that last touched the row; replicas follow it",
     ),
     sa.Index(None, "revision"),
+    sa.Index(None, "base_id", "code_0", "code_1", "code_2", "code_3"),
 )
 
 catalog_revision = sa.Table(

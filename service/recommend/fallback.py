@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
+import numpy as np
+
 from service.catalog.index import CatalogueIndex
 from service.events import repository
 from service.kit.db import Database
@@ -29,7 +31,8 @@ class PopularityFollower:
         self._popularity = Popularity(half_life)
         self._through_seq = 0
         self._index = index
-        self._cached: tuple[CatalogueIndex, Float64] | None = None
+        self._counted: tuple[CatalogueIndex, Float64] | None = None
+        self._shown: tuple[CatalogueIndex, Float64] | None = None
         self._poller = Poller("popularity-follower", interval, self.refresh)
 
     def start(self) -> None:
@@ -54,13 +57,23 @@ class PopularityFollower:
                 self._through_seq = rows[-1].seq
             if len(rows) < PAGE:
                 break
-        index = self._index()
-        if grown or self._cached is None or self._cached[0] is not index:
-            self._cached = (index, self._popularity.by_row(index))
+        index, counted = self._index(), self._counted
+        if grown or counted is None or not index.numbered_like(counted[0]) or len(index.items) > len(counted[1]):
+            self._count(index)
 
     def by_row(self, index: CatalogueIndex) -> Float64:
-        """For exactly this snapshot; at most one interval old."""
-        cached = self._cached
-        if cached is None or cached[0] is not index:
-            cached = self._cached = (index, self._popularity.by_row(index))
-        return cached[1]
+        """For exactly this snapshot; at most one interval old. Rows newer than the last count weigh 0."""
+        counted, shown = self._counted, self._shown
+        if shown is not None and shown[0] is index:
+            return shown[1]
+        if counted is None or not index.numbered_like(counted[0]):
+            return self._count(index)
+        weights = np.zeros(len(index.items))
+        weights[: len(counted[1])] = counted[1][: len(weights)]
+        self._shown = (index, weights)
+        return weights
+
+    def _count(self, index: CatalogueIndex) -> Float64:
+        weights = self._popularity.by_row(index)
+        self._counted = self._shown = (index, weights)
+        return weights

@@ -1,5 +1,6 @@
 """This process's catalogue is the store's: after own writes at once, after others' within an interval."""
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -131,6 +132,69 @@ def test_going_back_to_the_base_alone_changes_nothing_in_the_catalogue(
     held = follower.refresh()
     adapters.activate_base(shelf.database, shelf.clock, base, actor="test")
     assert follower.refresh() is held
+
+
+@pytest.fixture
+def patching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are made from the one before, as in a large catalogue."""
+    monkeypatch.setattr("service.catalog.index.FEW", 0)
+
+
+@pytest.mark.usefixtures("patching")
+def test_an_item_added_hidden_shown_again_or_recoded_keeps_all_rows(shelf: Shelf, follower: CatalogueFollower) -> None:
+    put(shelf, "b", "c", categories=["tea"])
+    base = shelf.active_base()
+    encode(shelf, base, b=(2, 0, 0, 0), c=(3, 0, 0, 0))
+    follower.refresh()
+    put(shelf, "a", categories=["tea"])
+    encode(shelf, base, a=(1, 0, 0, 0))
+    assert follower.refresh().row_of == {"b": 0, "c": 1, "a": 2}
+    assert servable(follower) == ["b", "c", "a"]
+    assert follower.index.rows_by_category["tea"].tolist() == [0, 1, 2]
+    put(shelf, "b", available=False)
+    follower.refresh()
+    assert servable(follower) == ["c", "a"]
+    assert follower.index.rows_by_category["tea"].tolist() == [1, 2]
+    put(shelf, "b")
+    encode(shelf, base, c=(2, 0, 0, 0))
+    trie = follower.refresh().trie
+    assert servable(follower) == ["b", "c", "a"]
+    assert [trie.rows_of(leaf).tolist() for leaf in range(trie.leaves)] == [[2], [0, 1]]
+
+
+@pytest.mark.usefixtures("patching")
+def test_a_reader_always_holds_a_whole_snapshot_while_items_come_and_go(
+    shelf: Shelf, running: CatalogueFollower
+) -> None:
+    base = shelf.active_base()
+    put(shelf, "i0")
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            index = running.index
+            sizes = {len(index.items), len(index.codes), len(index.available), len(index.trie.leaf_of_row)}
+            ids = [item.item_id for item in index.items]
+            searched = [item.available and item.codes is not None for item in index.items]
+            if len(sizes) > 1 or index.rows(ids).tolist() != list(range(len(ids))):
+                wrong.append(f"sizes {sizes}")
+            if (index.trie.leaf_of_row >= 0).tolist() != searched:
+                wrong.append(f"searched {searched}")
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 15):
+        put(shelf, f"i{number}")
+        encode(shelf, base, **{f"i{number}": (number % 3, 0, 0, 0)})
+        put(shelf, f"i{number - 1}", available=number % 2 == 0)
+        running.notify()
+    worlds.eventually(lambda: len(running.index.items) == 15)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
 
 
 def test_many_items_are_read_page_by_page(

@@ -122,6 +122,28 @@ def test_items_get_the_active_bases_codes_in_the_same_transaction(database: Data
     assert codes_of(database, "k") == ("b-1", (97, 2, 0, 2))
 
 
+def test_a_put_encodes_its_own_items_and_leaves_others_to_the_background(database: Database, clock: SetClock) -> None:
+    put_items(database, clock, [Item(item_id="imported", title="ab")])
+    active = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id="put", title="ab")], active)
+    assert codes_of(database, "imported") == (None, None)
+    assert codes_of(database, "put") == ("b-1", (97, 2, 0, 0))
+    assert encode_missing(database, active) == 1
+    assert codes_of(database, "imported") == ("b-1", (97, 2, 0, 1))
+
+
+def test_taken_codes_are_those_of_the_base_and_of_the_prefixes_asked_for(database: Database, clock: SetClock) -> None:
+    active = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id=t, title=t) for t in ("ab", "ac", "b", "cd")], active)
+    with database.read() as connection:
+        of_all = {(97, 2, 0, 0), (97, 2, 0, 1), (98, 1, 0, 0), (99, 2, 0, 0)}
+        assert repository.taken_codes(connection, "b-1") == of_all
+        asked = {(97, 2, 0), (98, 1, 0), (98, 2, 0)}
+        assert repository.taken_codes(connection, "b-1", asked) == of_all - {(99, 2, 0, 0)}
+        assert repository.taken_codes(connection, "b-1", ()) == set()
+        assert repository.taken_codes(connection, "b-2", asked) == set()
+
+
 def test_an_item_keeps_its_codes_when_its_text_changes_or_it_was_deleted(database: Database, clock: SetClock) -> None:
     active = activate(database, clock, "b-1")
     put_items(database, clock, [Item(item_id="i", title="ab")], active)

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from service.catalog import repository as catalog
 from service.errors import ConfigurationError
 from service.events import repository
 from service.events.repository import PopularityKey
@@ -66,6 +67,23 @@ def test_the_second_version_comes_and_goes_and_every_event_stays(database: Datab
         assert repository.popularity_counted_through(connection, key) is None
     worlds.send(database, SetClock(), [worlds.event("more", "u", "i1", worlds.START)])
     assert len(history(database, "u", limit=50, before_seq=None).events) == 21
+
+
+def test_the_third_version_comes_and_goes_and_every_item_keeps_its_codes(database: Database) -> None:
+    worlds.put(database, SetClock(), worlds.items(range(5)))
+    with database.write() as connection:
+        codes = {worlds.item_id(n): (n, 0, 0, n) for n in range(3)}
+        catalog.set_codes(connection, "b-1", codes, revision=catalog.next_revision(connection))
+    with database.read() as connection:
+        before = catalog.changed_since(connection, 0)
+
+    for move in (lambda: migrate.downgrade(database, "0002"), lambda: migrate.upgrade(database)):
+        move()
+        with database.read() as connection:
+            assert catalog.changed_since(connection, 0) == before
+            assert catalog.taken_codes(connection, "b-1", {(1, 0, 0), (2, 0, 0)}) == {(1, 0, 0, 1), (2, 0, 0, 2)}
+            assert [item.item_id for item in catalog.without_codes(connection, "b-1")] == ["i03", "i04"]
+    assert differences(database) == []
 
 
 def test_a_store_of_another_version_is_refused_with_the_command_that_helps(database: Database) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from service.catalog import repository as catalog_rows
-from service.catalog.follower import CatalogueFollower
 from service.catalog.index import CatalogueIndex
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
@@ -49,11 +48,10 @@ class Store:
 
     def index(self) -> CatalogueIndex:
         """The catalogue as base b-1 sees it."""
-        items = CatalogueFollower(self.database, self.settings.poll_interval)
-        items.refresh()
-        stored = items._items
-        codes = {name: item.codes for name, item in stored.items() if item.codes is not None}
-        return CatalogueIndex.of(stored.values(), codes, base_id="b-1")
+        with self.database.read() as connection:
+            stored = catalog_rows.changed_since(connection, 0)
+        codes = {item.item_id: item.codes for item in stored if item.codes is not None}
+        return CatalogueIndex.of(stored, codes, base_id="b-1")
 
     def load(self, after: int = 0, through: int | None = None, **changes: Any) -> WindowStreams:
         settings = self.settings.model_copy(update=changes)
