@@ -1,4 +1,6 @@
-"""Searches captured as CUDA graphs: one for each bucket of batch, prompt length and beam width, in each of two slots.
+"""Searches captured as CUDA graphs; over 300 lines, since slots, programs and what they share are one state.
+
+There is one for each bucket of batch, prompt length and beam width, in each of two slots.
 
 A slot is a set of packed weights at addresses that never change, with the graphs that read them. A model in service
 owns one slot; the next one is merged into the other while the first still answers, so a swap captures nothing and an

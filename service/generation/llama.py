@@ -24,7 +24,7 @@ class Layer:
     """Weights of one block, [out, in] each; in q and k each head's halves are interleaved (see interleaved).
 
     attention_norm, mlp_norm: [hidden]. In float32 they are None: they are folded into the weights behind them, and with
-    them the root of hidden, so that a norm only divides by its row's length; the scores' 1 / sqrt(size of a head) is in q.
+    them the root of hidden, so that a norm only divides by its row's length; q holds the scores' 1 / sqrt(head size).
     """
 
     attention_norm: Tensor | None
