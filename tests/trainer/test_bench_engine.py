@@ -6,7 +6,7 @@ from service.errors import InvalidRequest
 from trainer.bench_engine import bench_engine
 
 
-@pytest.mark.parametrize(("model", "dtype", "tokens"), [("tiny", "float32", 13), ("smollm2", "bfloat16", 67)])
+@pytest.mark.parametrize(("model", "dtype", "tokens"), [("tiny", "float32", 13), ("smollm2", "bfloat16", 71)])
 def test_search_and_generate_find_the_same_items(model: str, dtype: str, tokens: int) -> None:
     rows = bench_engine(model, "cpu", [1, 2], items=400, history=3, seed=0, repeats=1)
 
