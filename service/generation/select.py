@@ -1,5 +1,7 @@
 """The engine that ADAPTIDE_ENGINE names, made when the first model is loaded: until then no deep-learning import."""
 
+from collections.abc import Callable
+
 from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
 from service.generation.engine import Engine, ServedModel
 from service.settings import Settings
@@ -11,6 +13,7 @@ class SelectedEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine: Engine | None = None
+        self._tuned = False
 
     def load(self, base: VerifiedBase, adapter: VerifiedAdapter | None) -> ServedModel:
         """Called by one thread at a time (service.adapters.activation)."""
@@ -22,3 +25,12 @@ class SelectedEngine:
                 device=settings.device, dtype=settings.dtype, beams=settings.beams, threads=settings.threads
             )
         return self._engine.load(base, adapter)
+
+    def tune(self, search: Callable[[], object]) -> None:
+        """Choose the CPU threads by timing the first model's `search`, unless the settings name their number."""
+        from service.generation.backbone import pick_device
+        from service.generation.threads import choose_threads
+
+        if not self._tuned and not self._settings.threads and pick_device(self._settings.device).type == "cpu":
+            choose_threads(search)
+        self._tuned = True

@@ -1,11 +1,17 @@
 """A user's past as the model and the exclusions need it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
 from service.events import repository
+from service.kit.db import Database
+from service.kit.grouped import Grouped
+from service.settings import Settings
+
+ONE_QUERY = 128  # interactions that the first query reads; most users have no more, and then it is the only one
+READ_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +26,28 @@ def load_past(
     connection: Connection, user_id: str, *, history_items: int, seen_items: int, ignored_types: Collection[str]
 ) -> UserPast:
     """From the stored events; an unknown user has an empty past."""
-    latest = repository.latest_items(connection, user_id, history_items, ignored_types)
-    if len(latest) < history_items:  # then the latest interactions are all there are
-        return UserPast(tuple(reversed(latest)), tuple(set(latest)))
-    return UserPast(
-        tuple(reversed(latest)), tuple(repository.seen_items(connection, user_id, seen_items, ignored_types))
-    )
+    most = max(history_items, min(ONE_QUERY, seen_items))
+    read = repository.latest_items(connection, user_id, most, ignored_types)
+    latest = tuple(reversed(read[:history_items]))
+    if len(read) < most:  # then these are all there are
+        return UserPast(latest, tuple(dict.fromkeys(read))[:seen_items])
+    return UserPast(latest, tuple(repository.seen_items(connection, user_id, seen_items, ignored_types)))
+
+
+def history_reader(database: Database, settings: Settings) -> Grouped[str, UserPast]:
+    """Reads the pasts of users that are wanted at the same time in one transaction."""
+
+    def read(users: Sequence[str]) -> list[UserPast]:
+        with database.read() as connection:
+            return [
+                load_past(
+                    connection,
+                    user_id,
+                    history_items=settings.history_items,
+                    seen_items=settings.seen_items,
+                    ignored_types=settings.ignored_event_types,
+                )
+                for user_id in users
+            ]
+
+    return Grouped("history-reader", read, most=READ_TOGETHER, max_queued=16 * READ_TOGETHER)
