@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from service.generation.torch_engine import TorchModel
 from trainer.bench_shop import BenchShop, Server, ShopSize, build_shop, drive, serving
@@ -82,11 +81,11 @@ def bench_service(
             own = EngineAlone(shop, threads)
             rows = []
             for concurrency in concurrencies:
-                plan = _plan(shop, server, seconds, concurrency=concurrency)
+                plan = plan_for(shop, server, seconds, concurrency=concurrency)
                 rows.append(_row(own, concurrency, _turns(own, server, plan, concurrency, repeats)))
             most = max((row.requests_per_s for row in rows), default=own.per_second(LIMIT))
             for share in rates:
-                plan = _plan(shop, server, seconds, rate=share * most)
+                plan = plan_for(shop, server, seconds, rate=share * most)
                 rows.append(_row(own, None, _turns(own, server, plan, 1, repeats), plan.rate))
             return rows
 
@@ -139,7 +138,8 @@ class EngineAlone:
         return 1000 * batch / self.measure(batch, 1.0).ms
 
 
-def _plan(shop: BenchShop, server: Server, seconds: float, *, concurrency: int = 1, rate: float = 0.0) -> Plan:
+def plan_for(shop: BenchShop, server: Server, seconds: float, *, concurrency: int = 1, rate: float = 0.0) -> Plan:
+    """For every user of the shop; a quarter of the time, a second at most, comes first and is not counted."""
     return Plan(
         host=server.host,
         port=server.port,
@@ -199,8 +199,3 @@ def _row(own: EngineAlone, batch: int | None, turns: Sequence[_Turn], rate: floa
 
 def _median(values: Iterable[float]) -> float:
     return float(statistics.median(values))
-
-
-def served_threads() -> int:
-    """CPU threads of this process's engine."""
-    return torch.get_num_threads()

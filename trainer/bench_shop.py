@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -242,11 +243,12 @@ def serving(shop: BenchShop, threads: int) -> Iterator[Server]:
 
 def drive(plan: Plan) -> Run:
     """Send a Plan from a process of its own. Raises Unavailable when that fails."""
-    done = subprocess.run(  # our own module
-        [sys.executable, "-m", "trainer.load"], input=orjson.dumps(asdict(plan)), capture_output=True, check=False
-    )
-    if done.returncode:
-        raise Unavailable(f"the load generator failed: {done.stderr.decode(errors='replace')[-500:]}")
-    found = orjson.loads(done.stdout)
+    with tempfile.TemporaryDirectory(prefix="adaptide-load-") as folder:
+        written = Path(folder) / "run.json"
+        command = [sys.executable, "-m", "trainer.load", str(written)]
+        done = subprocess.run(command, input=orjson.dumps(asdict(plan)), capture_output=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise Unavailable(f"the load generator failed: {done.stderr.decode(errors='replace')[-500:]}")
+        found = orjson.loads(written.read_bytes())
     replies = [Reply(**reply) for reply in found.pop("replies")]
     return Run(replies=replies, **found)

@@ -1,7 +1,7 @@
 """Load on the recommendation route, made by a process of its own that costs little: plain sockets and one event loop.
 
-`python -m trainer.load` reads a Plan as JSON from standard input and writes a Run as JSON to standard output. Replies
-are kept as bytes while the clock runs and read afterwards.
+`python -m trainer.load FILE` reads a Plan as JSON from standard input and writes a Run as JSON to FILE. Replies are
+kept as bytes while the clock runs and read afterwards.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import orjson
 import uvloop
 
 MOST_CONNECTIONS = 256  # of an open loop; requests beyond wait for one, and their latency counts that
+IDLE_S = 3.0  # the server closes what is idle for 5 s, perhaps while a request is on its way
 DRAIN_S = 30.0  # how long replies may take after the last request was sent
 
 
@@ -82,6 +84,7 @@ class Client(asyncio.Protocol):
         self._call: _Call | None = None
         self._received = bytearray()
         self.open = False
+        self.used = time.perf_counter()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass
@@ -114,7 +117,8 @@ class Client(asyncio.Protocol):
     def _end(self, status: int, body: bytes) -> None:
         call, self._call = self._call, None
         if call is not None:
-            call.done, call.status, call.body = time.perf_counter(), status, body
+            call.done = self.used = time.perf_counter()
+            call.status, call.body = status, body
             self._on_end(self, call)
 
 
@@ -128,7 +132,7 @@ class Load:
         self._calls: list[_Call] = []
         self._free: list[Client] = []
         self._waiting: deque[_Call] = deque()
-        self._clients = 0
+        self._clients = self._most_clients = 0
         self._connecting: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._ending = False
@@ -157,7 +161,7 @@ class Load:
             client.close()
         arrived = sum(call.status == 200 and counted_from < call.done <= end for call in self._calls)
         counted = [_reply(call, counted_from) for call in self._calls if call.meant >= counted_from]
-        return Run(counted, arrived / plan.seconds, busy, self._clients)
+        return Run(counted, arrived / plan.seconds, busy, self._most_clients)
 
     async def _send_at_rate(self, began: float, end: float) -> None:
         at = began
@@ -169,14 +173,11 @@ class Load:
             if pause > 0:
                 await asyncio.sleep(pause)
             self._waiting.append(self._call(at))
-            if not self._free and self._clients < MOST_CONNECTIONS:
-                task = asyncio.get_running_loop().create_task(self._connect())
-                self._connecting.add(task)
-                task.add_done_callback(self._connecting.discard)
             self._next()
 
     async def _connect(self) -> None:
         self._clients += 1
+        self._most_clients = max(self._most_clients, self._clients)
         loop = asyncio.get_running_loop()
         _, client = await loop.create_connection(lambda: Client(self._on_end), self._plan.host, self._plan.port)
         self._free.append(client)
@@ -189,7 +190,16 @@ class Load:
 
     def _next(self) -> None:
         while self._waiting and self._free:
-            self._ask(self._free.pop(), self._waiting.popleft())
+            client = self._free.pop()  # the one used last
+            if client.open and time.perf_counter() - client.used < IDLE_S:
+                self._ask(client, self._waiting.popleft())
+            else:
+                client.close()
+                self._clients -= 1
+        if len(self._waiting) > len(self._connecting) and self._clients < MOST_CONNECTIONS:
+            task = asyncio.get_running_loop().create_task(self._connect())
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
     def _ask(self, client: Client, call: _Call) -> None:
         self._in_flight += 1
@@ -199,6 +209,8 @@ class Load:
         self._in_flight -= 1
         if client.open:
             self._free.append(client)
+        else:
+            self._clients -= 1
         if self._plan.rate:
             self._next()
         elif not self._ending and client.open:
@@ -236,7 +248,7 @@ def main() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(run())
-    sys.stdout.buffer.write(orjson.dumps(asdict(found)))
+    Path(sys.argv[1]).write_bytes(orjson.dumps(asdict(found)))
 
 
 if __name__ == "__main__":
