@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.generation.threads import choose_threads
 from service.generation.torch_engine import TorchModel
 from trainer.bench_shop import BenchShop, Server, ShopSize, build_shop, drive, serving
 from trainer.load import Plan, Reply, Run
@@ -51,6 +52,7 @@ class ServiceRow:
     server_cpu_ms: float
     engine_cpu_ms: float
     client_cpu: float
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,11 @@ class _Turn:
 def bench_service(
     size: ShopSize, concurrencies: Sequence[int], rates: Sequence[float], threads: int, seconds: float, repeats: int
 ) -> list[ServiceRow]:
-    """rates: of open loops, each as a share of the highest throughput of the closed ones. threads 0: as served."""
+    """rates: open loops, each a share of the highest throughput of the closed ones. threads 0: chosen as by serve."""
     with tempfile.TemporaryDirectory(prefix="adaptide-bench-") as folder:
         shop = build_shop(Path(folder), size, LIMIT)
-        with serving(shop, threads) as server:
-            own = EngineAlone(shop, threads)
+        own = EngineAlone(shop, threads)
+        with serving(shop, own.threads) as server:
             rows = []
             for concurrency in concurrencies:
                 plan = plan_for(shop, server, seconds, concurrency=concurrency)
@@ -97,6 +99,8 @@ class EngineAlone:
         self._shop = shop
         engine = shop.engine(threads)
         self.models = [shop.model(engine, which) for which in range(len(shop.versions))]
+        anyone = next(iter(shop.requests.values()))
+        self.threads = threads or choose_threads(lambda: self.models[0].generate([anyone], shop.index.trie))
         self._answers = {
             version: {user: self._answer(model, user) for user in shop.requests}
             for version, model in zip(shop.versions, self.models, strict=True)
@@ -194,6 +198,7 @@ def _row(own: EngineAlone, batch: int | None, turns: Sequence[_Turn], rate: floa
         server_cpu_ms=_median(1000 * turn.cpu_s for turn in turns),
         engine_cpu_ms=_median(turn.engine.cpu_ms / size for turn in turns),
         client_cpu=_median(run.busy for run in runs),
+        threads=own.threads,
     )
 
 

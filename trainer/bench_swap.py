@@ -55,7 +55,7 @@ def bench_swap(
     with tempfile.TemporaryDirectory(prefix="adaptide-bench-") as folder:
         shop = build_shop(Path(folder), size, LIMIT)
         own = EngineAlone(shop, threads)
-        with serving(shop, threads) as server:
+        with serving(shop, own.threads) as server:
             rate = load * own.per_second(1)
             with _swapping(server, shop.versions, 4, 0.0) as first:  # what is made once, such as buffers, is made now
                 pass

@@ -182,6 +182,29 @@ def test_a_slow_model_costs_no_more_than_the_deadline_and_its_answer_is_dropped(
     assert counter.model.answered == 1 + len([told for told in counter.told if told[1] is None])
 
 
+def test_a_request_whose_client_has_gone_is_not_generated(counter: Counter) -> None:
+    assert counter.model is not None
+    counter.model.hold.clear()
+    recommender = counter.recommender(batch=1)
+    first = threading.Thread(target=recommender.ask, args=[after("a")])
+    first.start()
+    assert counter.model.began.acquire(timeout=5)  # it computes for the first one
+
+    async def ask_and_leave() -> None:
+        task = asyncio.ensure_future(recommender.recommend(after("a")))
+        while not counter.batcher.queued:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(ask_and_leave())
+    counter.model.hold.set()
+    first.join()
+    assert ladder(recommender.ask(after("a"))) == ("personalised", None)
+    assert counter.model.answered == counter.stored() == 2
+
+
 def test_a_full_queue_is_not_joined(counter: Counter) -> None:
     assert counter.model is not None
     counter.model.hold.clear()
