@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     dtype: Dtype = Dtype.AUTO
     """Weights of the served model; auto is float32 on a CPU, bfloat16 on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads for torch; 0 leaves torch's own choice."""
+    """CPU threads of a search; 0: `serve` times the first model with 1, 2, 4, .. and takes what makes one faster."""
     compile: bool = True
     """On a GPU: fuse the forward pass before searches are captured; without, starts are shorter and searches longer."""
     beams: Annotated[int, Field(ge=1, le=1000)] = 10
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     seen_items: Positive = 5_000
     """Latest distinct items of a user that count as seen and are excluded."""
     batch_max_requests: Positive = 32
-    """Recommendation requests generated together at most."""
+    """Recommendation requests generated together at most; of a crowd, half at a time."""
     request_deadline: timedelta = timedelta(seconds=2)
     """After this a recommendation falls back to popularity, with the reason in the reply."""
     ignored_event_types: frozenset[str] = frozenset({"impression"})

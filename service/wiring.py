@@ -24,6 +24,8 @@ from service.health import Check, PartState, Readiness, schema_check, store_chec
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.recommend.fallback import PopularityFollower
+from service.recommend.history import history_reader
+from service.recommend.record import recommendation_writer
 from service.recommend.service import Recommender
 from service.settings import Settings
 from service.telemetry import BATCH_SIZE, RECOMMENDATIONS
@@ -74,30 +76,38 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         lambda: catalogue.index,
     )
 
+    engine = SelectedEngine(settings)
+
     def warm(model: ServedModel) -> None:
         index = catalogue.refresh()  # so that codes and model are of one base from the first request on
         history = index.codes[index.with_codes(np.arange(len(index.items)))[: settings.history_items]]
-        model.generate([GenerationRequest(history, settings.beams, np.empty(0, np.int64))], index.trie)
+        request = GenerationRequest(history, settings.beams, np.empty(0, np.int64))
+        model.generate([request], index.trie)
+        engine.tune(lambda: model.generate([request], index.trie))
 
-    activation = Activation(database, clock, artifacts, SelectedEngine(settings), settings.poll_interval, warm=warm)
+    activation = Activation(database, clock, artifacts, engine, settings.poll_interval, warm=warm)
     batcher = Batcher(
         activation.lease_model,
         settings.batch_max_requests,
         QUEUED_BATCHES * settings.batch_max_requests,
         on_batch=BATCH_SIZE.observe,
+        least_beams=settings.beams,
     )
+    histories = history_reader(database, settings)
+    records = recommendation_writer(database)
 
     def trained_through(base_id: str, version: str | None) -> datetime | None:
         status = activation.status()
         return status.trained_through if (status.base_id, status.adapter_version) == (base_id, version) else None
 
     recommender = Recommender(
-        database=database,
         settings=settings,
         clock=clock,
         index=lambda: catalogue.index,
         popularity=popularity.by_row,
         batcher=batcher,
+        read_past=histories.ask,
+        record=records.ask,
         active_base=lambda: activation.status().base_id,
         trained_through=trained_through,
         on_reply=lambda strategy, reason: RECOMMENDATIONS.labels(strategy, reason or "").inc(),
@@ -117,7 +127,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         codec=codec.active,
         pointer_moved=activation.notify,
         catalogue=catalogue,
-        background=(batcher, catalogue, popularity, codec, activation),
+        background=(histories, records, batcher, catalogue, popularity, codec, activation),
     )
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from service.cli import Json, print_json
+from service.errors import InvalidRequest
+from service.telemetry import configure_logging
 from trainer import bench_growth
 from trainer.options import whole_numbers as _whole_numbers
 
@@ -143,6 +145,83 @@ def trie(
             f"{row.items:>10,} items: built in {row.build_s:.2f} s, {row.bytes_per_item:.0f} bytes an item; one item "
             f"more {row.add_ms:.0f} ms, one less {row.hide_ms:.0f} ms; a step of 64 x 10 beams "
             f"{row.mask_ms:.2f} ms; 500 exclusions {row.exclude_ms:.2f} ms"
+        )
+
+
+Hidden = Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama, a multiple of 32.")]
+Layers = Annotated[int, typer.Option(min=1)]
+Items = Annotated[int, typer.Option(min=100, help="Of the catalogue.")]
+Users = Annotated[int, typer.Option(min=8, help="Users with 25 events each.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of both engines; 0: chosen as the server does.")]
+
+
+@app.command()
+def service(
+    hidden: Hidden = 256,
+    layers: Layers = 6,
+    items: Items = 20_000,
+    users: Users = 500,
+    concurrency: Annotated[str, typer.Option(help="Clients of the closed loops.")] = "1,8,32",
+    rates: Annotated[str, typer.Option(help="Open loops, in percent of the best closed loop; empty: none.")] = "50,80",
+    threads: Threads = 0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each loop.")] = 5.0,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """The real server over HTTP on SQLite, beside its engine alone at the same batch size; every reply is checked."""
+    from trainer.bench_service import bench_service
+    from trainer.bench_shop import ShopSize
+
+    configure_logging("WARNING")
+    size = ShopSize(hidden, layers, items, users, seed)
+    shares = [share / 100 for share in _whole_numbers(rates, "--rates")] if rates else []
+    rows = bench_service(size, _whole_numbers(concurrency, "--concurrency"), shares, threads, seconds, repeats)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        how = f"{row.concurrency} clients" if row.rate is None else f"{row.rate:.0f} requests a second"
+        typer.echo(
+            f"{how}: {row.requests_per_s:.0f} a second, p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms "
+            f"({row.p99_over_p50:.1f} x); engine alone, batch {row.engine_batch}: {row.engine_requests_per_s:.0f} a "
+            f"second, {row.engine_ms:.1f} ms; HTTP adds {row.added_ms:.1f} ms, keeps {row.share:.2f} of it; batches of "
+            f"{row.batch:.1f}; CPU a request {row.server_cpu_ms:.2f} ms, engine alone {row.engine_cpu_ms:.2f} ms; "
+            f"errors {row.errors}, wrong {row.wrong}, of {row.requests}"
+        )
+
+
+@app.command()
+def swap(
+    hidden: Hidden = 256,
+    layers: Layers = 6,
+    items: Items = 20_000,
+    users: Users = 500,
+    swaps: Annotated[int, typer.Option(min=2, help="To and fro between two adapters, an even number.")] = 50,
+    load: Annotated[int, typer.Option(min=1, max=99, help="In percent of what the engine alone does singly.")] = 30,
+    pause: Annotated[float, typer.Option(min=0.0, help="Seconds from one swap to the next at least.")] = 0.5,
+    threads: Threads = 0,
+    repeats: Annotated[int, typer.Option(min=1)] = 1,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Adapter swaps through the registry under steady load, beside the same load without; every reply is checked."""
+    from trainer.bench_shop import ShopSize
+    from trainer.bench_swap import bench_swap
+
+    configure_logging("WARNING")
+    if swaps % 2:
+        raise InvalidRequest("--swaps takes an even number: the first adapter serves before and after")
+    rows = bench_swap(ShopSize(hidden, layers, items, users, seed), swaps, load / 100, threads, pause, repeats)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.swaps} swaps at {row.rate:.0f} requests a second: p99 {row.p99_ms:.1f} ms, without swaps "
+            f"{row.quiet_p99_ms:.1f} ms: {row.ratio:.2f} x; p50 {row.p50_ms:.1f} and {row.quiet_p50_ms:.1f} ms; a swap "
+            f"{row.swap_ms:.0f} ms; of {row.requests} replies {row.failed} failed, {row.mixed} mixed; memory "
+            f"{row.resident_before_mib:.0f} -> {row.resident_after_mib:.0f} MiB"
         )
 
 

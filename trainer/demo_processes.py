@@ -55,13 +55,13 @@ class Child:
                 self.process.wait()
 
 
-def start_command(stack: ExitStack, state: Path, name: str, *arguments: str) -> Child:
-    """`adaptide` with `arguments`, ended with `stack`; it logs to a file in `state`."""
+def start_command(stack: ExitStack, state: Path, name: str, *arguments: str, **settings: str) -> Child:
+    """`adaptide` with `arguments` and `settings`, ended with `stack`; it logs to a file in `state`."""
     log = state / f"{name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command
             [sys.executable, "-m", "trainer.cli", *arguments],
-            env=environment(state),
+            env=environment(state) | {PREFIX + setting: value for setting, value in settings.items()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

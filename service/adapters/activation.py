@@ -97,6 +97,8 @@ class Activation:
         self._lock = threading.Lock()  # guards the slot and the status
         self._refreshing = threading.Lock()  # one load at a time
         self._slot: _Slot | None = None
+        # Of the model in service. The engine keeps that base in memory, so a swap need not read it all again.
+        self._verified: VerifiedBase | None = None
         self._status = ActivationStatus()
         self._failures = 0
         self._retry_at = 0.0
@@ -233,13 +235,16 @@ class Activation:
             SERVED_REVISION.set(pointer.revision)
             return
         began = self._monotonic()
-        base = self._artifacts.open_base(base_id, target.base.digest)
+        base = self._verified
+        if base is None or (base.base_id, base.digest) != (base_id, target.base.digest):
+            base = self._artifacts.open_base(base_id, target.base.digest)
         model = self._engine.load(base, self._open(target, base))
         try:
             self._warm(model)
         except BaseException:
             model.close()
             raise
+        self._verified = base
         self._flip(_Slot(model), status)
         seconds = self._monotonic() - began
         ACTIVATIONS.labels("degraded" if degraded else "ok").inc()

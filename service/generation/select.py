@@ -1,5 +1,7 @@
 """The engine that ADAPTIDE_ENGINE names, made when the first model is loaded: until then no deep-learning import."""
 
+from collections.abc import Callable
+
 import structlog
 
 from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
@@ -19,6 +21,7 @@ class SelectedEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine: Engine | None = None
+        self._tuned = False
 
     def load(self, base: VerifiedBase, adapter: VerifiedAdapter | None) -> ServedModel:
         """Called by one thread at a time (service.adapters.activation)."""
@@ -37,3 +40,12 @@ class SelectedEngine:
                 on_capture=_log_capture,
             )
         return self._engine.load(base, adapter)
+
+    def tune(self, search: Callable[[], object]) -> None:
+        """Choose the CPU threads by timing the first model's `search`, unless the settings name their number."""
+        from service.generation.backbone import pick_device
+        from service.generation.threads import choose_threads
+
+        if not self._tuned and not self._settings.threads and pick_device(self._settings.device).type == "cpu":
+            choose_threads(search)
+        self._tuned = True

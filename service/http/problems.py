@@ -168,7 +168,9 @@ class ProblemsMiddleware:
         try:
             await self.app(scope, receive, watched)
         except ClientDisconnect:
-            raise
+            if started:
+                raise
+            return  # nobody is there to be answered
         except Exception as error:
             if isinstance(error, AdaptideError) and not started:
                 await problem_of(scope, error)(scope, receive, send)

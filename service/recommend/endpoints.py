@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from service.access.endpoints import Reader
+from service.http.disconnect import unless_gone
 from service.kit.fields import Identifier
 from service.recommend.schemas import RecommendationReply, RecommendationRequest
 from service.wiring import ServicesDep
@@ -13,17 +14,21 @@ router = APIRouter(prefix="/v1", tags=["recommendations"])
 
 
 @router.post("/recommendations")
-def recommend(services: ServicesDep, principal: Reader, wanted: RecommendationRequest) -> RecommendationReply:
+async def recommend(
+    services: ServicesDep, principal: Reader, request: Request, wanted: RecommendationRequest
+) -> RecommendationReply:
     """Items that a user, or a history, is likely to take next. An unknown user gets popular items."""
-    return services.recommender.recommend(wanted)
+    return await unless_gone(request, services.recommender.recommend(wanted))
 
 
 @router.get("/users/{user_id:path}/recommendations")
-def recommend_for(
+async def recommend_for(
     services: ServicesDep,
     principal: Reader,
+    request: Request,
     user_id: Identifier,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
 ) -> RecommendationReply:
     """Short form: the stored history, seen items left out."""
-    return services.recommender.recommend(RecommendationRequest(user_id=user_id, limit=limit))
+    wanted = RecommendationRequest(user_id=user_id, limit=limit)
+    return await unless_gone(request, services.recommender.recommend(wanted))

@@ -1,6 +1,6 @@
 """SQL of recommendations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -8,5 +8,5 @@ from sqlalchemy.engine import Connection
 from service.recommend.tables import recommendations
 
 
-def insert(connection: Connection, row: Mapping[str, Any]) -> None:
-    connection.execute(recommendations.insert().values(**row))
+def insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    connection.execute(recommendations.insert(), rows)

@@ -1,12 +1,16 @@
 """The recommendation: history -> exclusions -> search, or the next rung of the ladder with the reason in the reply."""
 
-from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeout
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
+from starlette.concurrency import run_in_threadpool
 
 from service.catalog.index import CatalogueIndex
 from service.catalog.trie import Int64
@@ -14,10 +18,9 @@ from service.errors import StoreUnavailable, Unavailable
 from service.generation.batching import Answer, Batcher
 from service.generation.engine import GenerationRequest
 from service.kit.clock import Clock
-from service.kit.db import Database
 from service.kit.ids import uuid7
-from service.recommend import explain, repository
-from service.recommend.history import UserPast, load_past
+from service.recommend import explain
+from service.recommend.history import UserPast
 from service.recommend.ranking import Float64, RankedRows, rank_leaves, rank_popular
 from service.recommend.schemas import (
     FallbackReason,
@@ -32,6 +35,7 @@ from service.settings import Settings
 log = structlog.get_logger(__name__)
 
 NOBODY = UserPast((), ())
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,62 +47,70 @@ class _Ranked:
 
 
 class Recommender:
-    """Answers as long as the process lives: nothing but a wrong request makes it raise."""
+    """Answers as long as the process lives: nothing but a wrong request makes it raise.
+
+    It runs on the event loop and never blocks it: the store and the model have threads of their own, which do what
+    waits at one time together (docs/decisions/0012).
+    """
 
     def __init__(
         self,
         *,
-        database: Database,
         settings: Settings,
         clock: Clock,
         index: Callable[[], CatalogueIndex],
         popularity: Callable[[CatalogueIndex], Float64],
         batcher: Batcher,
+        read_past: Callable[[str], Future[UserPast]],
+        record: Callable[[Mapping[str, Any]], Future[None]],
         active_base: Callable[[], str | None],
         trained_through: Callable[[str, str | None], datetime | None],
         on_reply: Callable[[Strategy, FallbackReason | None], None] = lambda strategy, reason: None,
     ) -> None:
-        """active_base: the base in memory, None before there is one. trained_through: of (base, adapter version)."""
-        self._database = database
+        """read_past: of a user. record: stores a row of `recommendations`; durable when its future has a result.
+
+        active_base: the base in memory, None before there is one. trained_through: of (base, adapter version).
+        """
         self._settings = settings
+        self._deadline_s = settings.request_deadline.total_seconds()
         self._clock = clock
         self._index = index
         self._popularity = popularity
         self._batcher = batcher
+        self._read_past = read_past
+        self._record = record
         self._active_base = active_base
         self._trained_through = trained_through
         self._on_reply = on_reply
 
-    def recommend(self, request: RecommendationRequest) -> RecommendationReply:
-        """The reply, stored under its recommendation_id (when the store answers)."""
+    async def recommend(self, request: RecommendationRequest) -> RecommendationReply:
+        """The reply, stored under its recommendation_id (when the store answers).
+
+        When this is cancelled, what waits for the store or the model is dropped.
+        """
+        due = time.monotonic() + self._deadline_s
         index = self._index()  # one snapshot from here to the reply
-        past, store_failed = self._past(request)
+        with self._batcher.coming():
+            past, store_failed = await self._past(request, due)
         latest = past.latest if request.history is None else tuple(request.history)
         history = index.rows(latest)
         excluded = self._excluded(request, past, latest, index)
         prompt = index.with_codes(history)[-self._settings.history_items :]
-        ranked = self._rank(request.limit, index, latest, prompt, excluded, store_failed)
+        ranked = await self._rank(request.limit, index, latest, prompt, excluded, store_failed, due)
         reply = self._reply(request, index, ranked, prompt)
         if not store_failed:
-            self._store(request, index, reply, prompt)
+            await self._store(request, index, reply, prompt)
         self._on_reply(reply.strategy, reply.fallback_reason)
         return reply
 
-    def _past(self, request: RecommendationRequest) -> tuple[UserPast, bool]:
+    async def _past(self, request: RecommendationRequest, due: float) -> tuple[UserPast, bool]:
         """The stored past, and whether the store failed. With a history given only what is seen is wanted of it."""
         if request.user_id is None or (request.history is not None and request.include_seen):
             return NOBODY, False
         try:
-            with self._database.read() as connection:
-                return load_past(
-                    connection,
-                    request.user_id,
-                    history_items=self._settings.history_items,
-                    seen_items=self._settings.seen_items,
-                    ignored_types=self._settings.ignored_event_types,
-                ), False
-        except StoreUnavailable as error:
-            log.warning("history_unavailable", error=error.detail)
+            return await _by(due, asyncio.wrap_future(self._read_past(request.user_id))), False
+        except (StoreUnavailable, Unavailable, TimeoutError) as error:
+            log.warning("history_unavailable", error=str(error) or type(error).__name__)
             return NOBODY, True
 
     def _excluded(
@@ -114,7 +126,7 @@ class Recommender:
             parts.append(np.flatnonzero(~wanted))
         return np.unique(np.concatenate(parts))
 
-    def _rank(
+    async def _rank(
         self,
         limit: int,
         index: CatalogueIndex,
@@ -122,6 +134,7 @@ class Recommender:
         prompt: Int64,
         excluded: Int64,
         store_failed: bool,
+        due: float,
     ) -> _Ranked:
         answer: Answer | None = None
         base_id = self._active_base()
@@ -132,31 +145,32 @@ class Recommender:
         elif not len(prompt):
             reason = FallbackReason.HISTORY_UNKNOWN
         else:
-            answer, reason = self._generate(limit, index, prompt, excluded, base_id)
-        popularity = self._popularity(index)
+            answer, reason = await self._generate(limit, index, prompt, excluded, base_id, due)
         if answer is None:
-            rows = rank_popular(popularity, index.available, excluded, limit)
+            rows = await run_in_threadpool(self._rank_popular, index, excluded, limit)
             return _Ranked(rows, Strategy.POPULAR, reason)
-        rows = rank_leaves(answer.generated, index.trie, popularity, excluded, limit)
+        rows = rank_leaves(answer.generated, index.trie, self._popularity(index), excluded, limit)
         if answer.adapter_version is None:
             return _Ranked(rows, Strategy.BASE, FallbackReason.NO_ADAPTER, answer)
         return _Ranked(rows, Strategy.PERSONALISED, None, answer)
 
-    def _generate(
-        self, limit: int, index: CatalogueIndex, prompt: Int64, excluded: Int64, base_id: str
+    def _rank_popular(self, index: CatalogueIndex, excluded: Int64, limit: int) -> RankedRows:
+        """Looks at every item, so it is no work for the event loop."""
+        return rank_popular(self._popularity(index), index.available, excluded, limit)
+
+    async def _generate(
+        self, limit: int, index: CatalogueIndex, prompt: Int64, excluded: Int64, base_id: str, due: float
     ) -> tuple[Answer | None, FallbackReason]:
         """The model's answer, or None and why there is none."""
         trie = index.trie
+        request = GenerationRequest(index.codes[prompt], limit, trie.excluded_leaves(excluded))
         try:
-            future = self._batcher.ask(
-                GenerationRequest(index.codes[prompt], limit, trie.excluded_leaves(excluded)), trie, base_id
-            )
+            future = self._batcher.ask(request, trie, base_id, due)
         except Unavailable:
             return None, FallbackReason.OVERLOADED
         try:
-            return future.result(self._settings.request_deadline.total_seconds()), FallbackReason.NO_MODEL
-        except FutureTimeout:
-            future.cancel()
+            return await _by(due, asyncio.wrap_future(future)), FallbackReason.NO_MODEL
+        except TimeoutError:
             return None, FallbackReason.DEADLINE
         except Unavailable:
             return None, FallbackReason.NO_MODEL
@@ -191,25 +205,28 @@ class Recommender:
             model=model,
         )
 
-    def _store(
+    async def _store(
         self, request: RecommendationRequest, index: CatalogueIndex, reply: RecommendationReply, prompt: Int64
     ) -> None:
+        row = {
+            "recommendation_id": reply.recommendation_id,
+            "user_id": request.user_id,
+            "created_at": self._clock(),
+            "strategy": reply.strategy.value,
+            "fallback_reason": reply.fallback_reason,
+            "base_id": reply.model.base if reply.model else None,
+            "adapter_version": reply.model.adapter_version if reply.model else None,
+            "catalog_revision": index.revision,
+            "history": [index.items[row].item_id for row in prompt.tolist()],
+            "items": [[item.item_id, item.score] for item in reply.items],
+        }
         try:
-            with self._database.write() as connection:
-                repository.insert(
-                    connection,
-                    {
-                        "recommendation_id": reply.recommendation_id,
-                        "user_id": request.user_id,
-                        "created_at": self._clock(),
-                        "strategy": reply.strategy.value,
-                        "fallback_reason": reply.fallback_reason,
-                        "base_id": reply.model.base if reply.model else None,
-                        "adapter_version": reply.model.adapter_version if reply.model else None,
-                        "catalog_revision": index.revision,
-                        "history": [index.items[row].item_id for row in prompt.tolist()],
-                        "items": [[item.item_id, item.score] for item in reply.items],
-                    },
-                )
-        except StoreUnavailable as error:  # the user's list matters more than its record
+            await asyncio.wrap_future(self._record(row))
+        except (StoreUnavailable, Unavailable) as error:  # the user's list matters more than its record
             log.warning("recommendation_not_stored", error=error.detail)
+
+
+async def _by(due: float, awaited: Awaitable[T]) -> T:
+    """What is awaited; it is cancelled with TimeoutError when `due` (monotonic) passes first."""
+    async with asyncio.timeout(due - time.monotonic()):
+        return await awaited

@@ -1,16 +1,16 @@
 """Callers share batches, leave in time, and never hang."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from service.catalog.trie import build_trie
+from service.catalog.trie import Trie, build_trie
 from service.errors import Unavailable
 from service.generation.batching import Batcher
-from service.generation.engine import GenerationRequest
+from service.generation.engine import Generated, GenerationRequest, ServedModel
 from service.generation.torch_engine import TorchModel
 from tests.models import tiny_backbone
 
@@ -25,12 +25,12 @@ def request(limit: int = 5) -> GenerationRequest:
 class Gate:
     """Lends the model only while it is open, so that a test decides when a batch may start."""
 
-    def __init__(self, model: TorchModel | None = MODEL) -> None:
+    def __init__(self, model: ServedModel | None = MODEL) -> None:
         self.open = threading.Event()
         self._model = model
 
     @contextmanager
-    def __call__(self) -> Iterator[TorchModel | None]:
+    def __call__(self) -> Iterator[ServedModel | None]:
         assert self.open.wait(10)
         yield self._model
 
@@ -88,4 +88,74 @@ def test_a_request_that_breaks_the_engine_fails_alone_and_the_next_one_is_answer
     with pytest.raises(IndexError):
         batcher.ask(broken, TRIE, "b-1").result(10)
     assert len(batcher.ask(request(), TRIE, "b-1").result(10).generated.leaves) == 5
+    batcher.stop()
+
+
+class Recorder:
+    """A ServedModel that notes what it was asked together."""
+
+    base_id, adapter_version = "b-1", "a-1"
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
+        self.batches.append([request.limit for request in requests])
+        return MODEL.generate(requests, trie)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_requests_of_unlike_beam_width_run_apart_the_oldest_first() -> None:
+    model = Recorder()
+    gate = Gate(model)
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=8, max_queued=20, least_beams=5)
+    futures = [batcher.ask(request(limit), TRIE, "b-1") for limit in (5, 20, 3, 20, 5)]
+    batcher.start()
+    found = [len(future.result(10).generated.leaves) for future in futures]
+    batcher.stop()
+
+    assert found == [5, 20, 3, 20, 5]
+    assert model.batches == [[5, 3, 5], [20, 20]]
+
+
+def test_of_a_crowd_half_is_taken_so_that_the_other_half_waits_while_replies_are_written() -> None:
+    model = Recorder()
+    gate = Gate(model)
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=32, max_queued=64)
+    futures = [batcher.ask(request(), TRIE, "b-1") for _ in range(32)]
+    batcher.start()
+    for future in futures:
+        future.result(10)
+    batcher.stop()
+
+    assert [len(batch) for batch in model.batches] == [16, 16]
+
+
+def test_a_request_that_is_past_its_deadline_is_not_computed() -> None:
+    model = Recorder()
+    gate = Gate(model)
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=8, max_queued=20, monotonic=lambda: 100.0)
+    late, early = batcher.ask(request(3), TRIE, "b-1", due=100.0), batcher.ask(request(4), TRIE, "b-1", due=100.1)
+    batcher.start()
+
+    with pytest.raises(TimeoutError):
+        late.result(10)
+    assert len(early.result(10).generated.leaves) == 4
+    batcher.stop()
+    assert model.batches == [[4]]
+
+
+def test_a_batch_waits_for_a_request_that_is_on_its_way_but_not_for_long() -> None:
+    model = Recorder()
+    gate = Gate(model)
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=8, max_queued=20)
+    batcher.start()
+    with batcher.coming():  # and it never asks
+        assert len(batcher.ask(request(4), TRIE, "b-1").result(10).generated.leaves) == 4
     batcher.stop()

@@ -1,10 +1,12 @@
 """When something is slow, full, broken or away, the user still gets a list, and the reply says why."""
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from service.catalog.trie import Trie
 from service.generation.batching import Batcher
 from service.generation.engine import Generated, GenerationRequest
 from service.kit.db import Database
+from service.kit.grouped import Grouped
+from service.recommend.history import history_reader
+from service.recommend.record import recommendation_writer
 from service.recommend.schemas import FallbackReason, RecommendationReply, RecommendationRequest, Strategy
 from service.recommend.service import Recommender
 from service.recommend.tables import recommendations
@@ -56,6 +61,13 @@ class LastFirst:
         """Nothing is held."""
 
 
+class Asked(Recommender):
+    """A recommender that any thread may ask and wait for."""
+
+    def ask(self, request: RecommendationRequest) -> RecommendationReply:
+        return asyncio.run(self.recommend(request))
+
+
 class Counter:
     """A recommender over one model and the test's store."""
 
@@ -65,23 +77,27 @@ class Counter:
         self.active_base: str | None = "b-1"
         self.index = INDEX
         self.told: list[tuple[Strategy, FallbackReason | None]] = []
-        self._batchers: list[Batcher] = []
+        self._threads: list[Batcher | Grouped[Any, Any]] = []
 
     @contextmanager
     def _lease(self) -> Iterator[LastFirst | None]:
         yield self.model
 
-    def recommender(self, database: Database | None = None, queued: int = 8, batch: int = 4) -> Recommender:
-        batcher = Batcher(self._lease, batch, queued)
-        batcher.start()
-        self._batchers.append(batcher)
-        return Recommender(
-            database=database or self.database,
+    def recommender(self, database: Database | None = None, queued: int = 8, batch: int = 4) -> Asked:
+        self.batcher = Batcher(self._lease, batch, queued)
+        histories = history_reader(database or self.database, self.settings)
+        records = recommendation_writer(database or self.database)
+        for thread in (self.batcher, histories, records):
+            thread.start()
+            self._threads.append(thread)
+        return Asked(
             settings=self.settings,
             clock=self.clock,
             index=lambda: self.index,
             popularity=lambda index: POPULARITY,
-            batcher=batcher,
+            batcher=self.batcher,
+            read_past=histories.ask,
+            record=records.ask,
             active_base=lambda: self.active_base,
             trained_through=self._trained_through,
             on_reply=lambda strategy, reason: self.told.append((strategy, reason)),
@@ -105,8 +121,8 @@ class Counter:
     def stop(self) -> None:
         if self.model is not None:
             self.model.hold.set()
-        for batcher in self._batchers:
-            batcher.stop()
+        for thread in self._threads:
+            thread.stop()
 
 
 @pytest.fixture
@@ -137,7 +153,7 @@ def ladder(reply: RecommendationReply) -> tuple[str, str | None]:
 
 
 def test_a_model_that_answers_ranks(counter: Counter) -> None:
-    reply = counter.recommender().recommend(after("a"))
+    reply = counter.recommender().ask(after("a"))
     assert (names(reply), ladder(reply)) == (MODEL_ORDER, ("personalised", None))
     assert [item.score for item in reply.items] == [-1, -2, -3]
     assert reply.model is not None
@@ -147,7 +163,7 @@ def test_a_model_that_answers_ranks(counter: Counter) -> None:
 
 def test_a_model_without_an_adapter_is_the_base(counter: Counter) -> None:
     counter.model = LastFirst(adapter_version=None)
-    reply = counter.recommender().recommend(after("a"))
+    reply = counter.recommender().ask(after("a"))
     assert (names(reply), ladder(reply)) == (MODEL_ORDER, ("base", "no_adapter"))
 
 
@@ -156,26 +172,49 @@ def test_a_slow_model_costs_no_more_than_the_deadline_and_its_answer_is_dropped(
     counter.settings = counter.settings.model_copy(update={"request_deadline": timedelta(seconds=0.05)})
     counter.model.hold.clear()
     recommender = counter.recommender()
-    reply = recommender.recommend(after("a"))
+    reply = recommender.ask(after("a"))
     assert (names(reply), ladder(reply), reply.model) == (POPULAR_ORDER, ("popular", "deadline"), None)
-    late = recommender.recommend(after("b"))  # waits behind the first one, and is never generated
+    late = recommender.ask(after("b"))  # waits behind the first one, and is never generated
     assert ladder(late) == ("popular", "deadline")
     counter.model.hold.set()
     worlds.eventually(lambda: counter.model is not None and counter.model.answered == 1)
-    worlds.eventually(lambda: ladder(recommender.recommend(after("c"))) == ("personalised", None))
+    worlds.eventually(lambda: ladder(recommender.ask(after("c"))) == ("personalised", None))
     assert counter.model.answered == 1 + len([told for told in counter.told if told[1] is None])
+
+
+def test_a_request_whose_client_has_gone_is_not_generated(counter: Counter) -> None:
+    assert counter.model is not None
+    counter.model.hold.clear()
+    recommender = counter.recommender(batch=1)
+    first = threading.Thread(target=recommender.ask, args=[after("a")])
+    first.start()
+    assert counter.model.began.acquire(timeout=5)  # it computes for the first one
+
+    async def ask_and_leave() -> None:
+        task = asyncio.ensure_future(recommender.recommend(after("a")))
+        while not counter.batcher.queued:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(ask_and_leave())
+    counter.model.hold.set()
+    first.join()
+    assert ladder(recommender.ask(after("a"))) == ("personalised", None)
+    assert counter.model.answered == counter.stored() == 2
 
 
 def test_a_full_queue_is_not_joined(counter: Counter) -> None:
     assert counter.model is not None
     counter.model.hold.clear()
     recommender = counter.recommender(queued=1, batch=1)
-    crowd = [threading.Thread(target=recommender.recommend, args=[after("a")]) for _ in range(2)]
+    crowd = [threading.Thread(target=recommender.ask, args=[after("a")]) for _ in range(2)]
     crowd[0].start()
     assert counter.model.began.acquire(timeout=5)  # it computes for the first one
     crowd[1].start()
-    worlds.eventually(lambda: counter._batchers[0]._jobs.full())  # and the second one waits
-    reply = recommender.recommend(after("a"))
+    worlds.eventually(lambda: counter.batcher.queued == 1)  # and the second one waits
+    reply = recommender.ask(after("a"))
     assert (names(reply), ladder(reply)) == (POPULAR_ORDER, ("popular", "overloaded"))
     counter.model.hold.set()
     for thread in crowd:
@@ -186,24 +225,24 @@ def test_a_full_queue_is_not_joined(counter: Counter) -> None:
 def test_a_service_that_stops_still_answers(counter: Counter) -> None:
     recommender = counter.recommender()
     counter.stop()
-    assert ladder(recommender.recommend(after("a"))) == ("popular", "overloaded")
+    assert ladder(recommender.ask(after("a"))) == ("popular", "overloaded")
 
 
 def test_an_engine_that_fails_fails_one_batch_only(counter: Counter) -> None:
     assert counter.model is not None
     recommender = counter.recommender()
     counter.model.broken = True
-    reply = recommender.recommend(after("a"))
+    reply = recommender.ask(after("a"))
     assert (names(reply), ladder(reply)) == (POPULAR_ORDER, ("popular", "engine_error"))
     counter.model.broken = False
-    assert ladder(recommender.recommend(after("a"))) == ("personalised", None)
+    assert ladder(recommender.ask(after("a"))) == ("personalised", None)
 
 
 def test_without_a_model_or_with_one_of_another_base_it_is_popular(counter: Counter) -> None:
     recommender = counter.recommender()
 
     def no_model() -> None:
-        reply = recommender.recommend(after("a"))
+        reply = recommender.ask(after("a"))
         assert (names(reply), ladder(reply)) == (POPULAR_ORDER, ("popular", "no_model"))
 
     counter.active_base = None  # none is loaded
@@ -219,13 +258,13 @@ def test_without_a_model_or_with_one_of_another_base_it_is_popular(counter: Coun
 def test_a_user_without_known_items_gets_the_reason(counter: Counter) -> None:
     recommender = counter.recommender()
     counter.take("u", "unheard-of")
-    assert ladder(recommender.recommend(RecommendationRequest(user_id="u"))) == ("popular", "history_unknown")
-    assert ladder(recommender.recommend(RecommendationRequest(user_id="stranger"))) == ("popular", "no_history")
+    assert ladder(recommender.ask(RecommendationRequest(user_id="u"))) == ("popular", "history_unknown")
+    assert ladder(recommender.ask(RecommendationRequest(user_id="stranger"))) == ("popular", "no_history")
 
 
 def test_without_the_store_a_user_gets_what_is_popular_and_the_reason(counter: Counter, away: Database) -> None:
     counter.take("u", "b")
-    reply = counter.recommender(away).recommend(RecommendationRequest(user_id="u"))
+    reply = counter.recommender(away).ask(RecommendationRequest(user_id="u"))
     assert (names(reply), ladder(reply)) == (["b", "c", "a", "d"], ("popular", "store_unavailable"))
     assert counter.stored() == 0
 
@@ -233,13 +272,13 @@ def test_without_the_store_a_user_gets_what_is_popular_and_the_reason(counter: C
 def test_without_the_store_a_given_history_is_still_personalised(counter: Counter, away: Database) -> None:
     recommender = counter.recommender(away)
     for request in (after("a"), after("a", user_id="u"), after("a", user_id="u", include_seen=True)):
-        assert ladder(recommender.recommend(request)) == ("personalised", None)
+        assert ladder(recommender.ask(request)) == ("personalised", None)
     assert counter.stored() == 0
 
 
 def test_every_reply_is_stored_under_its_own_id(counter: Counter) -> None:
     recommender = counter.recommender()
-    replies = [recommender.recommend(after("a")), recommender.recommend(after())]
+    replies = [recommender.ask(after("a")), recommender.ask(after())]
     assert len({reply.recommendation_id for reply in replies}) == counter.stored() == 2
 
 
@@ -247,8 +286,8 @@ def test_seen_items_are_left_out_however_long_ago_they_were_seen(counter: Counte
     counter.settings = counter.settings.model_copy(update={"history_items": 1})
     counter.take("u", "d", "a", "c")
     recommender = counter.recommender()
-    assert names(recommender.recommend(RecommendationRequest(user_id="u"))) == ["b"]
-    everything = recommender.recommend(RecommendationRequest(user_id="u", include_seen=True))
+    assert names(recommender.ask(RecommendationRequest(user_id="u"))) == ["b"]
+    everything = recommender.ask(RecommendationRequest(user_id="u", include_seen=True))
     assert names(everything) == ["d", "c", "b", "a"]
 
 
@@ -257,7 +296,7 @@ def test_a_request_keeps_the_catalogue_it_began_with(counter: Counter) -> None:
     counter.model.hold.clear()
     recommender = counter.recommender()
     replies: list[RecommendationReply] = []
-    asking = threading.Thread(target=lambda: replies.append(recommender.recommend(after("a"))))
+    asking = threading.Thread(target=lambda: replies.append(recommender.ask(after("a"))))
     asking.start()
     assert counter.model.began.acquire(timeout=5)
     counter.index = CatalogueIndex((), 8, "b-1")

@@ -1,0 +1,63 @@
+"""Recommendations stored together: durable before their futures have a result, and one failure is one's own."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from service.kit.db import Database
+from service.kit.grouped import Grouped
+from service.kit.ids import uuid7
+from service.recommend.record import recommendation_writer
+from service.recommend.tables import recommendations
+from tests import worlds
+
+
+@pytest.fixture
+def writer(database: Database) -> Iterator[Grouped[Mapping[str, Any], None]]:
+    made = recommendation_writer(database)
+    yield made
+    made.stop()
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "recommendation_id": uuid7(),
+        "user_id": "u",
+        "created_at": worlds.START,
+        "strategy": "personalised",
+        "fallback_reason": None,
+        "base_id": "b",
+        "adapter_version": None,
+        "catalog_revision": 1,
+        "history": ["a"],
+        "items": [["b", -1.0]],
+    } | changes
+
+
+def stored(database: Database) -> set[str]:
+    with database.read() as connection:
+        return set(connection.scalars(sa.select(recommendations.c.recommendation_id)))
+
+
+def test_a_group_is_stored_when_its_futures_have_results(
+    database: Database, writer: Grouped[Mapping[str, Any], None]
+) -> None:
+    rows = [row() for _ in range(5)]
+    futures = [writer.ask(one) for one in rows]
+    assert stored(database) == set()
+    writer.start()
+    for one, future in zip(rows, futures, strict=True):
+        assert future.result(10) is None
+        assert one["recommendation_id"] in stored(database)  # seen by another connection: committed
+
+
+def test_a_row_that_the_store_refuses_fails_alone(database: Database, writer: Grouped[Mapping[str, Any], None]) -> None:
+    first, last = row(), row()
+    futures = [writer.ask(one) for one in (first, row(strategy=None), last)]
+    writer.start()
+    assert futures[0].result(10) is futures[2].result(10) is None
+    with pytest.raises(sa.exc.IntegrityError):
+        futures[1].result(10)
+    assert stored(database) == {first["recommendation_id"], last["recommendation_id"]}
