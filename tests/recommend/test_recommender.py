@@ -192,7 +192,7 @@ def test_a_request_whose_client_has_gone_is_not_generated(counter: Counter) -> N
 
     async def ask_and_leave() -> None:
         task = asyncio.ensure_future(recommender.recommend(after("a")))
-        while not counter.batcher.queued:
+        while not counter.batcher.queued:  # noqa: ASYNC110  # another thread takes what is queued
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
