@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from service.generation.backbone import Backbone
 from trainer.dropout import dropout
 from trainer.layout import Layout, visible
 from trainer.llama_decoder import decode_llama, decodes
-
-FLEX = "flex_attention"
 
 
 def decode_tokens(
@@ -63,14 +60,12 @@ def decode(
         and decodes(backbone.model)
     ):
         return decode_llama(decoder, inputs, rate)
-    mask: Tensor | BlockMask | None = None
+    mask = None
     width = next(decoder.parameters()).dtype
     halved = width.itemsize < 4 and inputs.is_cuda
     if halved:  # then the residual stream is in the weights' type too, as it is served, and nothing is cast on the way
         inputs = inputs.to(width)
-    if visible is not None and _flexible(backbone):
-        mask = _block_mask(visible)
-    elif visible is not None:  # added to the scores: every kind of attention takes it so
+    if visible is not None:  # added to the scores: every kind of attention takes it so
         mask = torch.zeros(visible.shape, dtype=inputs.dtype, device=inputs.device)
         mask = mask.masked_fill_(~visible, -torch.inf)[:, None]
     products = torch.autocast("cuda", enabled=False) if halved else nullcontext()
@@ -79,19 +74,6 @@ def decode(
             inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
     return hidden
-
-
-def _flexible(backbone: Backbone) -> bool:
-    """FlexAttention is asked for (trainer.execution) and this pass is compiled: one with gradients."""
-    return backbone.model.config._attn_implementation == FLEX and torch.is_grad_enabled()
-
-
-def _block_mask(visible: Tensor) -> BlockMask:
-    def sees(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return visible[batch, query, key]
-
-    rows, length, _ = visible.shape
-    return create_block_mask(sees, rows, None, length, length, device=visible.device)
 
 
 @contextmanager
@@ -104,8 +86,6 @@ def _matrix_attention(backbone: Backbone) -> Iterator[None]:
     chosen = config._attn_implementation
     if backbone.device.type == "cpu":
         config._attn_implementation = "eager"  # what set_attn_implementation sets, without its checks at every step
-    elif chosen == FLEX and not _flexible(backbone):
-        config._attn_implementation = "sdpa"
     try:
         yield
     finally:

@@ -21,7 +21,6 @@ from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
 
 from service.generation.backbone import Backbone
-from trainer.decoder import FLEX
 from trainer.examples import TrainingSequence
 from trainer.layout import Size, sequence_length
 from trainer.lora import AdaptedLinear
@@ -33,7 +32,6 @@ MEMORY_SHARE = 0.6
 """Of the free memory for activations: several workers may share a GPU."""
 COMPILING_PAYS = 2e16
 """Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
-USE_FLEX = False
 DROPPED = ("o_proj", "down_proj")
 
 
@@ -42,7 +40,6 @@ class Execution:
     """How batches become forward passes; the empty one takes each as it comes.
 
     rows: sequences in a full batch. lengths: what rows are padded to, ascending. tokens: most in one forward pass.
-    flex: FlexAttention where a mask is more than causal, which skips the blocks of it that nothing sees.
     """
 
     rows: int = 0
@@ -50,7 +47,6 @@ class Execution:
     tokens: int = MOST_TOKENS
     checkpoint: bool = False
     compiled: bool = False
-    flex: bool = False
 
     def parts(
         self, backbone: Backbone, batch: Sequence[TrainingSequence]
@@ -93,8 +89,7 @@ def plan(
     reserved = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
     free = MEMORY_SHARE * (torch.cuda.mem_get_info(backbone.device)[0] + reserved)
     tokens, recompute = fitting(backbone, free, compiled)
-    flex = compiled and USE_FLEX and not backbone.prompt.is_plain
-    return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled, flex)
+    return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled)
 
 
 def fitting(backbone: Backbone, free: float, compiled: bool) -> tuple[int, bool]:
@@ -144,9 +139,7 @@ def executing(backbone: Backbone, execution: Execution, residual_dropout: float 
             block.forward = _training_forward(block, plain, inner, execution.checkpoint)
     config = backbone.model.config
     attention = config._attn_implementation
-    if execution.flex:
-        config._attn_implementation = FLEX
-    elif blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
+    if blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
         config._attn_implementation = "eager"
     try:
         with torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else _nothing():
