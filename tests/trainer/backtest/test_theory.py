@@ -25,6 +25,7 @@ SETTINGS = Settings(
     history_items=10,
     learning_rate_base=1e-2,
     learning_rate_update=2e-2,
+    update_epochs=4,
     update_min_steps=0,
     update_batch_size=32,
     embedding_dropout=0.0,
