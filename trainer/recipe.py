@@ -24,7 +24,7 @@ class BaseRecipe:
     weight_decay: float = 0.05
     piece: int = 20
     evaluate_every: int = 2
-    patience: int = 2
+    patience: int = 3
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest for texts that the backbone is to encode and cannot, now or later."""
