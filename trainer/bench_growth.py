@@ -70,6 +70,33 @@ def history(
             typer.echo(f"    {plan}")
 
 
+def capacity(
+    postgres: Postgres = None,
+    stored: Annotated[int, typer.Option("--events", min=1_000, help="Events in the store.")] = 200_000,
+    recommendations: Annotated[int, typer.Option(min=100, help="Stored recommendations.")] = 20_000,
+    items: Annotated[int, typer.Option(min=100, help="Items in the catalogue.")] = 100_000,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Bytes and time of one event, one stored recommendation and one item: what docs/scale.md counts with."""
+    from trainer.bench_capacity import bench_capacity
+
+    configure_logging("WARNING")
+    rows = [
+        row
+        for server in servers(postgres)
+        for row in bench_capacity(server, events=stored, recommendations=recommendations, items=items, seed=seed)
+    ]
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.store:<10} {row.what:<28} {row.bytes_each:7,.0f} bytes, {1e6 * row.seconds_each:7.1f} µs each "
+            f"(of {row.count:,})"
+        )
+
+
 def update(
     postgres: Postgres = None,
     grows: Annotated[str, typer.Option(help="What grows, one at a time.")] = "window,history,lives,catalogue",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from trainer.bench_capacity import bench_capacity
 from trainer.bench_history import bench_history
 from trainer.bench_update import GROWS, World, bench_update, grown
 from trainer.cli import app
@@ -37,6 +38,22 @@ def test_three_windows_are_learnt_and_each_step_is_timed() -> None:
     for row in rows:
         assert {"seal", "catalogue", "examples", "popularity", "evaluate_before", "fit", "publish"} < set(row.seconds)
         assert row.seconds["all"] == pytest.approx(sum(row.seconds.values()) - row.seconds["all"], abs=0.01)
+
+
+def test_bytes_and_time_of_each_thing_that_grows() -> None:
+    rows = {row.what: row for row in bench_capacity(None, events=2_000, recommendations=300, items=2_000)}
+
+    assert set(rows) == {
+        "item, stored",
+        "item, codes alone",
+        "event",
+        "recommendation",
+        "item, in a replica",
+        "event, counted by a replica",
+    }
+    assert 100 < rows["event"].bytes_each < 10_000
+    assert 500 < rows["recommendation"].bytes_each < 10_000
+    assert all(row.seconds_each > 0 for row in rows.values())
 
 
 def test_the_commands_print_one_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
