@@ -1,7 +1,7 @@
 """A Redis that other tests use too (keys with a prefix of the test's own), and one that a test may kill.
 
-The first is ADAPTIDE_TEST_REDIS_URL; without a server there, or without the program `redis-server` for the second, tests
-are skipped, or fail with ADAPTIDE_TEST_REQUIRE_SERVICES=1.
+The first is ADAPTIDE_TEST_REDIS_URL; without a server there, or without the program `redis-server` for the second,
+tests are skipped, or fail with ADAPTIDE_TEST_REQUIRE_SERVICES=1.
 """
 
 import os

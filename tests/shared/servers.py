@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -19,12 +19,18 @@ from service.kit.redis_link import RedisLink
 from service.settings import Settings
 from service.wiring import Services
 from tests.conftest import SetClock
+from tests.worlds import eventually
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    """Wait for what promises no time; a busy machine may take its own."""
+    eventually(condition, 30)
 
 
 class OwnRedis:
     """A process on a free port; what it saves lies in `folder`."""
 
-    def __init__(self, program: str, folder: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, program: str, folder: Path) -> None:
         folder.mkdir()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -85,11 +91,12 @@ class Replica:
         return self.activation.status().adapter_version
 
     def redis_part(self) -> dict[str, object]:
-        """As /health/ready tells it; the service must be ready."""
-        reply = self.client.get("/health/ready")
-        assert reply.status_code == 200, reply.text
-        part: dict[str, object] = reply.json()["parts"]["redis"]
+        """As /health/ready tells it."""
+        part: dict[str, object] = self.client.get("/health/ready").json()["parts"]["redis"]
         return part
+
+    def is_ready(self) -> bool:
+        return self.client.get("/health/ready").status_code == 200
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from tests.recommend.shop import Shop, ids, ladder
 from tests.shared.conftest import PATIENCE
-from tests.shared.servers import Replica, replicas
-from tests.worlds import eventually
+from tests.shared.servers import Replica, replicas, soon
 from trainer.base import BuiltBase
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -51,9 +50,9 @@ def pair(
     """Two replicas of the small world."""
     built: BuiltBase = built_world.copy_into(database, settings.artifacts_dir)
     with replicas(settings, clock, 2) as made:
-        eventually(lambda: all(replica.link.up for replica in made))
+        soon(lambda: all(replica.link.up for replica in made))
         shops = [Shop(replica.app, replica.client, built) for replica in made]
-        eventually(lambda: {replica.served for replica in made} == {built.adapter_version})
+        soon(lambda: {replica.served for replica in made} == {built.adapter_version})
         yield shops[0], shops[1]
 
 
@@ -76,7 +75,7 @@ def searches(shop: Shop, **wanted: object) -> int:
 def test_a_kept_answer_is_the_same_list_under_an_id_of_its_own(pair: tuple[Shop, Shop], database: Database) -> None:
     one, two = pair
     first = one.ask(user_id="u00", explain=True)
-    eventually(lambda: searches(one, user_id="u00") == 0)
+    soon(lambda: searches(one, user_id="u00") == 0)
     before = hits()
     second = two.ask(user_id="u00", explain=True)
     assert hits() == before + 1
@@ -94,22 +93,22 @@ def test_a_kept_answer_is_the_same_list_under_an_id_of_its_own(pair: tuple[Shop,
 def test_an_event_an_item_and_a_promotion_each_end_it(pair: tuple[Shop, Shop]) -> None:
     one, two = pair
     one.ask(user_id="u00")
-    eventually(lambda: searches(two, user_id="u00") == 0)
+    soon(lambda: searches(two, user_id="u00") == 0)
 
     taken = ids(two.ask(user_id="u00"))[0]
     one.send(worlds.event("new", "u00", taken, worlds.START + timedelta(days=1)))
     assert taken not in ids(two.ask(user_id="u00"))
-    eventually(lambda: searches(two, user_id="u00") == 0)
+    soon(lambda: searches(two, user_id="u00") == 0)
 
     hidden = ids(two.ask(user_id="u00"))[0]
     assert two.client.delete(f"/v1/items/{hidden}").status_code == 204
     assert hidden not in ids(two.ask(user_id="u00"))
-    eventually(lambda: searches(two, user_id="u00") == 0)
+    soon(lambda: searches(two, user_id="u00") == 0)
 
     before = two.ask(user_id="u00")
     version = one.adapter(seed=3)
     one.client.post(f"/v1/admin/adapters/{version}/promote", headers={"If-Match": "*"}).raise_for_status()
-    eventually(lambda: two.served() == version)
+    soon(lambda: two.served() == version)
     after = two.ask(user_id="u00")
     assert after["model"]["adapter_version"] == version
     assert [item["score"] for item in after["items"]] != [item["score"] for item in before["items"]]

@@ -21,7 +21,7 @@ from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from tests.recommend.shop import Shop
 from tests.shared.conftest import PATIENCE
-from tests.shared.servers import OwnRedis, Replica, replicas
+from tests.shared.servers import OwnRedis, Replica, replicas, soon
 from tests.worlds import eventually
 from trainer.base import BuiltBase
 
@@ -54,7 +54,7 @@ def listening(settings: Settings, clock: SetClock, count: int = 2) -> Iterator[l
     """Replicas that hear one another."""
     with replicas(settings, clock, count) as made, Redis.from_url(settings.redis_url.get_secret_value()) as client:
         channel = f"{settings.redis_prefix}:changes"
-        eventually(lambda: client.pubsub_numsub(channel)[0][1] == count)
+        soon(lambda: client.pubsub_numsub(channel)[0][1] == count)
         yield made
 
 
@@ -73,7 +73,7 @@ def test_a_promotion_a_rollback_and_a_new_item_reach_the_other_replica_at_once(
     with listening(settings, clock) as made:
         one, two = made
         first = built.adapter_version
-        eventually(all_serve(made, first))
+        soon(all_serve(made, first))
         second = Shop(one.app, one.client, built).adapter(seed=1)
         promote(one, second)
         eventually(all_serve(made, second), WITH_REDIS)
@@ -121,7 +121,7 @@ def test_with_redis_dead_a_promotion_arrives_by_polling(
 ) -> None:
     changes = {"redis_url": Settings(redis_url=own_redis.url).redis_url, "poll_interval": timedelta(seconds=0.5)}
     with listening(settings.model_copy(update=changes), clock) as made:
-        eventually(all_serve(made, built.adapter_version))
+        soon(all_serve(made, built.adapter_version))
         second = Shop(made[0].app, made[0].client, built).adapter(seed=1)
         own_redis.kill()
         promote(made[0], second)
@@ -136,11 +136,11 @@ def test_what_was_missed_while_redis_was_away_is_looked_up_when_it_is_back(
     changes = {"redis_url": Settings(redis_url=own_redis.url).redis_url}
     with listening(settings.model_copy(update=changes), clock) as made:
         one, two = made
-        eventually(all_serve(made, built.adapter_version))
+        soon(all_serve(made, built.adapter_version))
         second = Shop(one.app, one.client, built).adapter(seed=1)
         own_redis.kill()
         promote(one, second)
-        eventually(lambda: one.served == second)
+        soon(lambda: one.served == second)
         assert two.served == built.adapter_version, "it polls once in a minute"
         own_redis.start()
         eventually(all_serve(made, second), WITHOUT)
@@ -150,10 +150,10 @@ def test_a_message_of_a_later_version_is_passed_over(link: RedisLink, client_of_
     heard: list[Change] = []
     bus = Bus(link, {Change.POINTER: lambda: heard.append(Change.POINTER)})
     bus.start()
-    eventually(lambda: len(heard) == 1)  # the look after the subscription
+    soon(lambda: len(heard) == 1)  # the look after the subscription
     for data in ("tomorrow's", b"\xff", Change.CATALOGUE, Change.POINTER):
         client_of_redis.publish(link.key("changes"), data)
-    eventually(lambda: len(heard) == 2)
+    soon(lambda: len(heard) == 2)
     began = time.monotonic()
     bus.stop()
     assert time.monotonic() - began < 5

@@ -22,7 +22,7 @@ from service.settings import Settings
 from tests import worlds
 from tests.conftest import SetClock
 from tests.shared.conftest import PATIENCE
-from tests.shared.servers import OwnRedis, replicas
+from tests.shared.servers import OwnRedis, replicas, soon
 from tests.worlds import eventually
 
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -115,7 +115,7 @@ def test_a_message_that_could_not_be_sent_ends_every_past_as_soon_as_redis_answe
     reader = RedisLink(own_redis.url, timeout=PATIENCE)
     assert reader.connect()
     writer.start()
-    eventually(lambda: writer.up)
+    soon(lambda: writer.up)
     cache = PastCache(reader, SETTINGS)
     cache.keep({"u": (lease_of(cache), OLD)})
     assert cache.look_up(["u"]) == [OLD]
@@ -225,7 +225,7 @@ def test_an_event_sent_to_one_replica_is_in_the_next_recommendation_of_another(
 ) -> None:
     shared = {"redis_url": Settings(redis_url=redis_url).redis_url, "redis_prefix": prefix, "redis_timeout": PATIENCE}
     with replicas(settings.model_copy(update=shared), clock, 2) as (one, two):
-        eventually(lambda: one.link.up and two.link.up)
+        soon(lambda: one.link.up and two.link.up)
         items = {"items": worlds.items(range(6))}
         assert one.client.put("/v1/items", json=items).status_code == 200
         two.services.catalogue.refresh()

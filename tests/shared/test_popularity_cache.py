@@ -83,7 +83,7 @@ def test_many_items_travel_in_pieces_and_a_lost_piece_is_no_start(link: RedisLin
     found = made.load(newest_seq=10)
     assert found is not None
     assert (found.through_seq, found.offset, dict(found.weights)) == (10, 123.5, weights)
-    pieces = [key for key in client_of_redis.keys(link.key("popularity", "*")) if key.endswith(b":1")]
+    pieces = client_of_redis.keys(link.key("popularity", "*", "*", "1"))
     assert len(pieces) == 1
     client_of_redis.delete(*pieces)
     assert made.load(newest_seq=10) is None
@@ -97,8 +97,7 @@ def test_counts_that_are_not_ahead_are_not_shared_and_neither_are_those_of_one_w
     found = seldom.load(100)
     assert found is not None
     assert found.through_seq == 10
-    for key in [link.key("popularity", seldom._name, "turn")]:
-        link.run(lambda client, key=key: client.delete(key))
+    link.run(lambda client: client.delete(link.key("popularity", seldom._name, "turn")))
     seldom.share(Counts(9, began, 0.0, {"a": 3.0}))
     found = seldom.load(100)
     assert found is not None

@@ -16,7 +16,7 @@ from service.kit.redis_link import RedisAway, RedisLink
 from service.settings import Settings
 from service.shared import make_link
 from tests.conftest import SetClock
-from tests.shared.servers import OwnRedis, replicas
+from tests.shared.servers import OwnRedis, replicas, soon
 from tests.worlds import eventually
 
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -112,7 +112,7 @@ def test_a_paused_redis_costs_one_timeout_and_then_nothing(own_redis: OwnRedis) 
             link.run(lambda client: client.ping())
     assert time.monotonic() - began < 0.2 * 10, "a call waited although the breaker was open"
     own_redis.go_on()
-    eventually(link.connect)
+    soon(link.connect)
     link.stop()
 
 
@@ -159,7 +159,8 @@ def test_the_service_starts_without_its_redis_says_so_and_takes_it_when_it_comes
     with replicas(settings.model_copy(update={"redis_url": Settings(redis_url=own_redis.url).redis_url}), clock) as (
         replica,
     ):
-        eventually(lambda: replica.redis_part()["state"] == "unreachable, degraded")
+        soon(lambda: replica.redis_part()["state"] == "unreachable, degraded")
+        soon(replica.is_ready)
         assert "replicas poll" in str(replica.redis_part()["detail"])
         assert replica.client.post("/v1/recommendations", json={"user_id": "u"}).status_code == 200
         own_redis.start()
