@@ -7,15 +7,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from service.adapters.bus import Bus, Change
 from service.errors import ConfigurationError
+from service.kit.rates import SharedRates
 from service.kit.redis_link import RedisAway, RedisLink
+from service.recommend.history import UserPast, read_through
+from service.recommend.past_cache import PastCache
+from service.recommend.popularity_cache import Counts, SharedCounts
 from service.settings import Settings
 from service.shared import make_link
 from tests.conftest import SetClock
+from tests.shared.conftest import PATIENCE
 from tests.shared.servers import OwnRedis, replicas, soon
 from tests.worlds import eventually
 
@@ -69,6 +76,41 @@ def test_wrong_credentials_are_told_apart(own_redis: OwnRedis) -> None:
     right = RedisLink(own_redis.url.replace("//", "//:open%20sesame@"))
     assert right.connect(), right.state()
     right.stop()
+
+
+def test_the_rights_that_the_documentation_names_are_enough(own_redis: OwnRedis) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    [line] = [line.strip() for line in page.splitlines() if line.strip().startswith("user adaptide on")]
+    own_redis.kill()
+    own_redis.start("--user", *line.split()[1:])
+    link = RedisLink(own_redis.url.replace("//", "//adaptide:PASSWORD@"), timeout=PATIENCE)
+    assert link.connect(), link.state()
+    cache = PastCache(link, Settings())
+    past = UserPast(("a",), ("a",))
+    for _ in range(2):
+        read_through(cache, ["u"], lambda users: dict.fromkeys(users, past))
+    assert cache.look_up(["u"]) == [past]
+    cache.forget(["u"])
+    assert link.up
+    assert SharedRates(link, 1.0, 1).take(["k"]) == [0]
+    counts = SharedCounts(link, timedelta(days=1), (), every=timedelta(milliseconds=1))
+    for through_seq in (1, 2):
+        counts.share(Counts(through_seq, time.time(), 0.0, {"a": 1.0}))
+        time.sleep(0.005)
+    found = counts.load(2)
+    assert found is not None
+    assert found.through_seq == 2
+    heard = threading.Event()
+    bus = Bus(link, {Change.POINTER: heard.set})
+    bus.start()
+    assert heard.wait(30), "it did not subscribe"
+    heard.clear()
+    bus.announce(Change.POINTER)
+    assert heard.wait(30)
+    bus.stop()
+    with pytest.raises(RedisAway):
+        link.run(lambda client: client.keys("*"))
+    link.stop()
 
 
 class _Old(socketserver.StreamRequestHandler):
