@@ -16,14 +16,17 @@ from service.kit.db import Database
 from service.kit.redis_link import RedisLink
 from service.settings import Settings
 from service.shared import announcements
+from tests import worlds
 from tests.adapters.test_commands import _logging_is_put_back  # noqa: F401  # a command configures logging
 from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from tests.recommend.shop import Shop
 from tests.shared.conftest import PATIENCE
 from tests.shared.servers import OwnRedis, Replica, replicas, soon
+from tests.trainer.test_updater import make_settings
 from tests.worlds import eventually
 from trainer.base import BuiltBase
+from trainer.updater import Updater
 
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 WITH_REDIS, WITHOUT = 2.0, 10.0  # RELIABILITY.md, P5
@@ -108,11 +111,13 @@ def test_a_command_and_an_updater_are_heard_too(
         assert done.stdout.startswith("{"), "nothing but the result is on standard output"
         eventually(all_serve(made, second), WITH_REDIS)
 
-        third = shop.adapter(seed=2)
-        shop.point_at(third)  # as the updater's transaction does
+        worlds.send(shop.services.database, clock, worlds.later_walks())
+        quick = make_settings(settings.home, database_url)
         with announcements(settings) as announce:
-            announce(Change.POINTER)
-        eventually(all_serve(made, third), WITH_REDIS)
+            window = Updater(shop.services.database, quick, clock, shop.artifacts, announce).tick()
+        assert window is not None
+        assert window.verdict == "promoted", window.reason
+        eventually(all_serve(made, window.candidate_version), WITH_REDIS)
 
 
 @SQLITE_ONLY

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from service.events import service as events
 from service.events.schemas import Event
@@ -20,10 +21,12 @@ from service.recommend.history import UserPast, load_past, read_through
 from service.recommend.past_cache import Lease, PastCache
 from service.settings import Settings
 from tests import worlds
+from tests.adapters.test_commands import _logging_is_put_back  # noqa: F401  # a command configures logging
 from tests.conftest import SetClock
 from tests.shared.conftest import PATIENCE
 from tests.shared.servers import OwnRedis, replicas, soon
 from tests.worlds import eventually
+from trainer.importer import app as importer
 
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 SETTINGS = Settings(history_items=3, seen_items=4)
@@ -252,3 +255,27 @@ def test_an_event_sent_to_one_replica_is_in_the_next_recommendation_of_another(
             assert one.client.delete("/v1/users/u").json()["events"] == 4
             assert client.keys(f"{prefix}:past:*") == []
         assert offered(two.client) == everything
+
+
+@SQLITE_ONLY
+def test_events_that_a_command_imports_end_pasts_too(
+    settings: Settings,
+    clock: SetClock,
+    link: RedisLink,
+    redis_url: str,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = PastCache(link, SETTINGS)
+    cache.keep({user: (lease_of(cache, user), OLD) for user in ("u", "v")})
+    for name, value in {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "REDIS_PREFIX": link.prefix}.items():
+        monkeypatch.setenv(f"ADAPTIDE_{name}", value)
+    file = tmp_path / "events.csv"
+    file.write_text("user_id,item_id,timestamp\nu,i00,1769990400\n")
+    done = CliRunner().invoke(importer, ["events", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("{"), "nothing but the result is on standard output"
+    found = cache.look_up(["u", "v"])
+    assert isinstance(found[0], Lease)
+    assert found[1] == OLD
