@@ -76,9 +76,10 @@ class RedisLink:
     ) -> None:
         """timeout: of one answer. on_state: told when the breaker closes (True) and opens. on_error: told each failure.
 
-        Raises ConfigurationError for a wrong URL or a missing client. Connects to nothing yet.
+        Connects to nothing yet. Raises ConfigurationError for a wrong URL or a missing client.
         """
         self._redis = _client_library()
+        self.failures: tuple[type[Exception], ...] = (self._redis.RedisError, OSError)
         # One of the client's own errors, so that it closes the connection.
         self._too_old: type[Exception] = type("TooOld", (self._redis.RedisError,), {})
         self._url, self.prefix = url, prefix
@@ -137,7 +138,7 @@ class RedisLink:
             self._on_error()
             log.warning("redis_refused", error=_brief(error))
             raise RedisAway(_brief(error)) from error
-        except (self._redis.RedisError, OSError) as error:
+        except self.failures as error:
             self._on_error()
             self._open(self._explained(error))
             raise RedisAway(_brief(error)) from error
@@ -155,9 +156,9 @@ class RedisLink:
         return self.run(do)
 
     def distrust(self) -> None:
-        """Note that something was not said which others had to hear: nothing kept so far is trusted by anybody.
+        """Note that others did not hear what they had to: once Redis answers, nobody trusts what was kept before.
 
-        As soon as Redis answers, that is; until then the breaker stays open.
+        Until then the breaker stays open.
         """
         with self._lock:
             self._missed += 1
@@ -165,25 +166,21 @@ class RedisLink:
             self._open(LinkState(False, "connecting", "what Redis holds is being given up"))
 
     def pubsub(self) -> Any:  # the client's own types end here
-        """A redis.client.PubSub on a connection of its own; may raise one of `failures` wherever it is used."""
+        """A redis.client.PubSub on a connection of its own; whatever is done with it may raise one of `failures`."""
         subscription: Callable[[], Any] = self._patient.pubsub
         return subscription()
-
-    @property
-    def failures(self) -> tuple[type[Exception], ...]:
-        """What a subscription raises when Redis goes away."""
-        return (self._redis.RedisError, OSError)
 
     def connect(self) -> bool:
         """Try now; whether the link is up afterwards. Never raises."""
         try:
-            self._quick.ping()
+            # To be used again it must be quick; while it is used, a slow moment is for those to judge who wait for it.
+            (self._patient if self.up else self._quick).ping()
             with self._lock:
                 missed = self._missed
             if missed > self._made_up_for:
                 self._quick.set(self.epoch_key, new_token())
                 self._made_up_for = missed
-        except (self._redis.RedisError, OSError) as error:
+        except self.failures as error:
             self._open(self._explained(error))
         else:
             self._close()
@@ -197,8 +194,7 @@ class RedisLink:
             if self.connect() and not self._lost.wait(HEARTBEAT_S):
                 pause = FIRST_PAUSE_S
                 continue
-            # Jitter: replicas that lost Redis together do not come back together. A Redis that answers this thread and
-            # fails the others is tried less and less often, too.
+            # Jitter: replicas lost Redis together. One that answers only this thread is tried less and less often, too.
             self._stopping.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -276,12 +272,12 @@ def new_token() -> str:
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        good = parts.scheme in SCHEMES and bool(parts.path if parts.scheme == "unix" else parts.hostname)
-        good = good and (parts.scheme == "unix" or parts.path.strip("/").isdecimal() or not parts.path.strip("/"))
-        _ = parts.port
+        number, _ = parts.path.strip("/"), parts.port
     except ValueError:
-        good = False
-    if not good:
+        raise _wrong_url() from None
+    if parts.scheme not in SCHEMES or not (parts.path if parts.scheme == "unix" else parts.hostname):
+        raise _wrong_url()
+    if parts.scheme != "unix" and number and not number.isdecimal():
         raise _wrong_url()
 
 
