@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-OLDEST = 7
-"""Major version of Redis."""
+OLDEST = 7  # major version of Redis
 FIRST_PAUSE_S = 0.1  # before the link tries again; twice as long each time
 LONGEST_PAUSE_S = 3.0  # so that what came back is used again within 10 s
 HEARTBEAT_S = 1.0  # between pings while nothing is wrong
@@ -88,8 +87,8 @@ class RedisLink:
         self._patient = self._client(PATIENT_S)
         self._state = LinkState(False, "connecting", "Redis was not reached yet")
         self._lock = threading.Lock()
-        self._missed = 0
-        self._made_up_for = 0
+        self._missed, self._made_up_for = 0, 0
+        self._refusal: str | None = None  # the latest
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopping = threading.Event()
@@ -136,8 +135,10 @@ class RedisLink:
             return do(self._patient if patient else self._quick)
         except self._redis.ResponseError as error:  # it answers, and will not do this
             self._on_error()
-            log.warning("redis_refused", error=_brief(error))
-            raise RedisAway(_brief(error)) from error
+            if self._refusal != (why := _brief(error)):  # once, not for each request
+                self._refusal = why
+                log.warning("redis_refused", error=why)
+            raise RedisAway(why) from error
         except self.failures as error:
             self._on_error()
             self._open(self._explained(error))
@@ -209,10 +210,9 @@ class RedisLink:
 
     def _close(self) -> None:
         with self._lock:
-            was_up = self._state.up
             if self._missed > self._made_up_for:  # meanwhile: the next attempt makes up for it
                 return
-            self._state = LinkState(True, "ok")
+            was_up, self._state = self._state.up, LinkState(True, "ok")
         if not was_up:
             log.info("redis_connected")
             self._on_state(True)
