@@ -19,6 +19,7 @@ import service.windows.endpoints
 from service.events.schemas import EventBatch
 from service.http import problems
 from service.http.body_limit import BodyLimitMiddleware
+from service.http.rate_limit import RateLimitMiddleware
 from service.http.request_context import RequestContextMiddleware
 from service.http.security_headers import SecurityHeadersMiddleware
 from service.kit import migrate
@@ -56,6 +57,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     problems.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(RateLimitMiddleware, limiter=services.shared.limiter)
     app.add_middleware(problems.ProblemsMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestContextMiddleware)

@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     """Folder for the default database, artifacts and downloaded data sets."""
     database_url: SecretStr = SecretStr("")
     """SQLAlchemy URL. Empty: SQLite at HOME/adaptide.db. PostgreSQL: postgresql://user:password@host/name."""
+    redis_url: SecretStr = SecretStr("")
+    """Redis 7 or newer, redis://[[user]:password@]host[:port][/number]. Empty: none; replicas poll (docs/redis.md)."""
+    redis_prefix: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")] = "adaptide"
+    """What every key begins with: one for each store, the same for all that use that store."""
+    redis_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=0.1)
+    """How long one answer of Redis may take before it counts as away."""
     artifacts_url: str = ""
     """Folder of bases and adapters. Empty: HOME/artifacts."""
     host: str = "127.0.0.1"
@@ -99,6 +105,14 @@ class Settings(BaseSettings):
     """Age (in event time) at which an interaction counts half for popularity."""
     popularity_refresh: timedelta = timedelta(seconds=2)
     """How often a replica adds new events to its popularity counts."""
+    history_cache: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
+    """How long Redis may keep a user's past, which new events end at once (docs/decisions/0018); 0: not at all."""
+    recommendation_cache: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(minutes=1))] = timedelta(0)
+    """How long Redis may keep what was generated for exactly the same question, such as 5 s; 0: not at all."""
+    rate_limit: Annotated[float, Field(ge=0)] = 0.0
+    """Requests a second for each API key, by all replicas together with Redis, by each one without; 0: no limit."""
+    rate_limit_burst: Positive = 100
+    """Requests that a key may send at once after a pause."""
     poll_interval: timedelta = timedelta(seconds=0.5)
     """How often a replica asks the store for a new active adapter or changed items."""
     clock_tolerance: timedelta = timedelta(minutes=5)

@@ -55,6 +55,15 @@ SERVED_REVISION = Gauge(
     "adaptide_served_revision", "Revision of the pointer that this replica serves.", registry=REGISTRY
 )
 
+REDIS_UP = Gauge(
+    "adaptide_redis_up", "1: Redis is used. 0: the breaker is open and everything goes on without.", registry=REGISTRY
+)
+REDIS_ERRORS = Counter("adaptide_redis_errors_total", "Calls of Redis that failed.", registry=REGISTRY)
+CACHE = Counter(
+    "adaptide_cache_total", "Look-ups in Redis, by what came of them.", ["cache", "outcome"], registry=REGISTRY
+)
+RATE_LIMITED = Counter("adaptide_rate_limited_total", "Requests refused with 429.", registry=REGISTRY)
+
 
 def configure_logging(level: str, *, json: bool | None = None) -> None:
     """Send structlog's and the standard library's logs to standard error in one format.

@@ -1,6 +1,6 @@
 """What the endpoints work with, built once for each application."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Protocol
@@ -12,6 +12,7 @@ from service.access.service import AccessService
 from service.adapters import repository as adapters
 from service.adapters.activation import Activation
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.bus import Change
 from service.catalog.encoding import CodecFollower
 from service.catalog.follower import CatalogueFollower
 from service.catalog.semantic_ids import Codec, load_codec
@@ -28,6 +29,7 @@ from service.recommend.history import history_reader
 from service.recommend.record import recommendation_writer
 from service.recommend.service import Recommender
 from service.settings import Settings
+from service.shared import Shared, make_shared
 from service.telemetry import BATCH_SIZE, RECOMMENDATIONS
 
 QUEUED_BATCHES = 8  # requests that may wait, in full batches; more would outlast their deadline anyhow
@@ -59,6 +61,8 @@ class Services:
     """Called after this process moved the active pointer: the model follows at once instead of at the next poll."""
     catalogue: CatalogueFollower
     """This process's snapshot of the catalogue, to be refreshed after own writes."""
+    shared: Shared
+    """What is shared with other replicas, to be told of own writes after their commit."""
     background: tuple[Background, ...] = field(default=())
     """Started in this order after the store was checked, stopped in reverse."""
 
@@ -67,6 +71,12 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     """The services over one store. Connects to nothing yet."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     catalogue = CatalogueFollower(database, settings.poll_interval)
+    # Made here, called later: what the bus hears and what it has to tell are of parts that are made with its caches.
+    shared = make_shared(
+        settings,
+        {Change.POINTER: lambda: activation.notify(), Change.CATALOGUE: catalogue.notify},
+        lambda: (activation.status().base_id, activation.status().adapter_version),
+    )
     codec = CodecFollower(database, settings.poll_interval, lambda base_id: _open_codec(database, artifacts, base_id))
     popularity = PopularityFollower(
         database,
@@ -74,6 +84,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         settings.popularity_refresh,
         settings.ignored_event_types,
         lambda: catalogue.index,
+        shared.popularity,
     )
 
     engine = SelectedEngine(settings)
@@ -93,7 +104,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         on_batch=BATCH_SIZE.observe,
         least_beams=settings.beams,
     )
-    histories = history_reader(database, settings)
+    histories = history_reader(database, settings, shared.pasts if settings.history_cache else None)
     records = recommendation_writer(database)
 
     def trained_through(base_id: str, version: str | None) -> datetime | None:
@@ -111,12 +122,15 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         active_base=lambda: activation.status().base_id,
         trained_through=trained_through,
         on_reply=lambda strategy, reason: RECOMMENDATIONS.labels(strategy, reason or "").inc(),
+        answers=shared.answers,
     )
-    checks: Mapping[str, Check] = {
+    checks: dict[str, Check] = {
         "store": store_check(database),
         "schema": schema_check(database),
         "engine": _engine_check(activation),
     }
+    if shared.link is not None:
+        checks["redis"] = shared.health
     return Services(
         settings=settings,
         database=database,
@@ -127,7 +141,8 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         codec=codec.active,
         pointer_moved=activation.notify,
         catalogue=catalogue,
-        background=(histories, records, batcher, catalogue, popularity, codec, activation),
+        shared=shared,
+        background=(*shared.background, histories, records, batcher, catalogue, popularity, codec, activation),
     )
 
 

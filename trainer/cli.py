@@ -15,11 +15,13 @@ import trainer.backtest.command
 import trainer.bench
 import trainer.importer
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.bus import Change
 from service.cli import Json, opened, print_json
 from service.errors import InvalidRequest
 from service.kit.allocator import keep_freed_memory
 from service.kit.clock import utc_now
 from service.settings import load_settings
+from service.shared import announcements
 from service.telemetry import configure_logging
 from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
@@ -72,10 +74,11 @@ def build(
     )
     settings = load_settings()
     configure_logging("WARNING")  # log lines would tear the bars apart
-    with opened(settings) as database, bars() as report:
+    with announcements(settings) as announce, opened(settings) as database, bars() as report:
         built = build_base(
             database, ArtifactStore(settings.artifacts_dir), settings, utc_now, recipe, actor="cli", report=report
         )
+        announce(Change.POINTER)
     if as_json:
         print_json(
             {
@@ -107,8 +110,8 @@ def run_updater() -> None:
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    with opened(settings) as database:
-        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir))
+    with announcements(settings, lasting=True) as announce, opened(settings) as database:
+        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
         schedule.run(made, settings.tick_interval)
 
 
@@ -127,8 +130,8 @@ def update(
     through_seq = None if until == "now" else int(until)
     settings = load_settings()
     configure_logging("WARNING")
-    with opened(settings) as database, bars() as report:
-        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir))
+    with announcements(settings, lasting=True) as announce, opened(settings) as database, bars() as report:
+        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
         if dry_run:
             results = [rehearsal_summary(made.rehearse(open_range(database, through_seq), report))]
         else:

@@ -111,6 +111,7 @@ def environment(state: Path) -> dict[str, str]:
     own = {
         "HOME": str(state),
         "DATABASE_URL": "",
+        "REDIS_URL": "",
         "ARTIFACTS_URL": "",
         "ENVIRONMENT": "development",
     }

@@ -14,7 +14,7 @@ from service.catalog.schemas import Item
 from service.catalog.service import put_items
 from service.errors import StoreUnavailable
 from service.events.schemas import Event
-from service.events.service import ingest
+from service.events.service import OnStored, ingest
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.files import sha256_file
@@ -104,6 +104,7 @@ def import_events(
     clock_tolerance: timedelta,
     event_type: str = EVENT_TYPE,
     on_batch: OnBatch = lambda: None,
+    on_stored: OnStored = lambda events: None,
 ) -> ImportReport:
     """Store the events of a table with user_id, item_id, and timestamp (unix seconds) or occurred_at (RFC 3339).
 
@@ -133,7 +134,7 @@ def import_events(
             events.append(event)
             lines.append(row.line)
         with _told_how_to_go_on(report):
-            stored = ingest(database, events, clock=clock, clock_tolerance=clock_tolerance)
+            stored = ingest(database, events, clock=clock, clock_tolerance=clock_tolerance, on_stored=on_stored)
         for rejection in stored.rejected:
             report.refuse(lines[rejection.index], rejection.code, rejection.detail)
         report.outcomes["accepted"] += stored.accepted

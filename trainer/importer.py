@@ -10,11 +10,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from service.adapters.bus import Change
 from service.cli import Json, open_database, print_json
 from service.kit import migrate
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import Settings, load_settings
+from service.shared import announcements, forgetting
+from service.telemetry import configure_logging
 from trainer.file_import import EVENT_TYPE, KEPT, ImportReport, OnBatch, import_events, import_items
 from trainer.tabular import Format, Table
 
@@ -29,8 +32,10 @@ FileFormat = Annotated[Format | None, typer.Option("--format", help="Taken from 
 @app.command()
 def items(file: File, format: FileFormat = None, as_json: Json = False) -> None:
     """Put items: columns item_id, title and, if there, categories, brand, description, available."""
-    with _opened(file, format) as (database, _settings, table), _progress("items", table) as on_batch:
-        report = import_items(database, utc_now, table, on_batch)
+    with _opened(file, format) as (database, settings, table), announcements(settings) as announce:
+        with _progress("items", table) as on_batch:
+            report = import_items(database, utc_now, table, on_batch)
+        announce(Change.CATALOGUE)
     _finish(table, report, as_json)
 
 
@@ -42,15 +47,17 @@ def events(
     as_json: Json = False,
 ) -> None:
     """Store events: columns user_id, item_id, timestamp (unix seconds) or occurred_at; any other field of an event."""
-    with _opened(file, format) as (database, settings, table), _progress("events", table) as on_batch:
-        report = import_events(
-            database,
-            utc_now,
-            table,
-            clock_tolerance=settings.clock_tolerance,
-            event_type=event_type,
-            on_batch=on_batch,
-        )
+    with _opened(file, format) as (database, settings, table):
+        with forgetting(settings) as on_stored, _progress("events", table) as on_batch:
+            report = import_events(
+                database,
+                utc_now,
+                table,
+                clock_tolerance=settings.clock_tolerance,
+                event_type=event_type,
+                on_batch=on_batch,
+                on_stored=on_stored,
+            )
     _finish(table, report, as_json)
 
 
@@ -58,6 +65,7 @@ def events(
 def _opened(file: Path, format: Format | None) -> Iterator[tuple[Database, Settings, Table]]:
     table = Table(file, format or (Format.PARQUET if file.suffix == ".parquet" else Format.CSV))
     settings = load_settings()
+    configure_logging("WARNING")  # to standard error: standard output is the result's
     database = open_database(settings)
     try:
         migrate.require_head(database)

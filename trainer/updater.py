@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from service.adapters import repository as adapters
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
+from service.adapters.bus import Announce, Change, nobody
 from service.adapters.contents import METHOD_STATE
 from service.adapters.repository import NewAdapter
 from service.catalog.follower import CatalogueFollower
@@ -50,11 +51,20 @@ log = structlog.get_logger(__name__)
 class Updater:
     """One process's updater. `tick` does whatever is due; only the holder of the lease works."""
 
-    def __init__(self, database: Database, settings: Settings, clock: Clock, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Clock,
+        artifacts: ArtifactStore,
+        announce: Announce = nobody,
+    ) -> None:
+        """announce: tells the replicas of a promotion."""
         self._database = database
         self._settings = settings
         self._clock = clock
         self._artifacts = artifacts
+        self._announce = announce
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
@@ -218,7 +228,7 @@ class Updater:
             steps=update.steps.rows,
             statistics=update.statistics,
         )
-        windows.conclude(
+        moved = windows.conclude(
             self._database,
             self._clock,
             self._artifacts,
@@ -227,6 +237,8 @@ class Updater:
             outcome,
             expected_revision=serving.pointer.revision if serving else None,
         )
+        if moved is not None:
+            self._announce(Change.POINTER)
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate

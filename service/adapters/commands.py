@@ -11,6 +11,7 @@ from rich.table import Table
 
 from service.adapters import integrity, service
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.bus import Change
 from service.adapters.moves import Activation, MoveRequest
 from service.adapters.repository import Adapter
 from service.adapters.schemas import ActivePointer, AdapterDetailView, AdapterView
@@ -19,6 +20,7 @@ from service.kit import migrate
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import load_settings
+from service.shared import announcements
 from service.telemetry import configure_logging
 
 ACTOR = "cli"
@@ -90,8 +92,9 @@ def verify(
 @app.command()
 def promote(version: Version, reason: Reason = None, if_revision: Revision = None, as_json: Json = False) -> None:
     """Verify an adapter and let it serve, unless the gate refused it."""
-    with _opened() as (database, artifacts):
+    with _opened() as (database, artifacts), announcements(load_settings()) as announce:
         done = service.promote(database, utc_now, artifacts, version, MoveRequest(ACTOR, reason, if_revision))
+        announce(Change.POINTER)
     _say(done, as_json)
 
 
@@ -105,8 +108,9 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Go back; repeatedly, ever further. It stays until the next window that passes the gate."""
-    with _opened() as (database, artifacts):
+    with _opened() as (database, artifacts), announcements(load_settings()) as announce:
         done = service.rollback(database, utc_now, artifacts, MoveRequest(ACTOR, reason, if_revision), to_version)
+        announce(Change.POINTER)
     _say(done, as_json)
 
 

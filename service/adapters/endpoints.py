@@ -9,6 +9,7 @@ from service.access.endpoints import Admin
 from service.access.schemas import Principal
 from service.adapters import service
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.bus import Change
 from service.adapters.moves import MoveRequest
 from service.adapters.schemas import (
     ActivationView,
@@ -99,6 +100,7 @@ def rollback(
     artifacts = ArtifactStore(services.settings.artifacts_dir)
     done = service.rollback(services.database, services.clock, artifacts, request, asked.to_version)
     services.pointer_moved()
+    services.shared.announce(Change.POINTER)
     return ActivationView.model_validate(done)
 
 
@@ -116,6 +118,7 @@ def promote(
     artifacts = ArtifactStore(services.settings.artifacts_dir)
     done = service.promote(services.database, services.clock, artifacts, version, request)
     services.pointer_moved()
+    services.shared.announce(Change.POINTER)
     return ActivationView.model_validate(done)
 
 

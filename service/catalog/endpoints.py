@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from service.access.endpoints import Reader, Writer
+from service.adapters.bus import Change
 from service.catalog import service
 from service.catalog.schemas import ItemBatch, ItemView, PutReport
 from service.kit.fields import Identifier
@@ -24,6 +25,7 @@ def put_items(services: ServicesDep, principal: Writer, batch: ItemBatch) -> Put
     """
     report = service.put_items(services.database, services.clock, batch.items, services.codec())
     services.catalogue.notify()
+    services.shared.announce(Change.CATALOGUE)
     return report
 
 
@@ -38,3 +40,4 @@ def delete_item(services: ServicesDep, principal: Writer, item_id: ItemId) -> No
     """Hide an item from recommendations at once. It stays known for training; PUT brings it back."""
     service.delete_item(services.database, services.clock, item_id)
     services.catalogue.refresh()
+    services.shared.announce(Change.CATALOGUE)

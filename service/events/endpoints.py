@@ -77,6 +77,7 @@ def post_events(
         clock=services.clock,
         clock_tolerance=services.settings.clock_tolerance,
         validate_only=validate_only,
+        on_stored=services.shared.events_stored,
     )
 
 
@@ -95,4 +96,10 @@ def read_events(
 @router.delete("/v1/users/{user_id:path}")
 def erase_user(services: ServicesDep, principal: Writer, user_id: UserId) -> Erasure:
     """Erase everything the store knows of the user: events, so history too, and recommendations. Cannot be undone."""
-    return service.erase_user(services.database, user_id, clock=services.clock, actor=principal.actor)
+    return service.erase_user(
+        services.database,
+        user_id,
+        clock=services.clock,
+        actor=principal.actor,
+        on_erased=services.shared.user_erased,
+    )

@@ -1,7 +1,7 @@
 """Events: checked one by one, stored once, durable before the caller hears of it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +20,9 @@ from service.kit.fields import shown
 from service.telemetry import EVENTS, INGEST_SECONDS
 
 _SLICE = 1_000  # events in one transaction when an importer hands over more
+OnStored = Callable[[Sequence[Event]], None]
+"""Told the events of each transaction once it has ended: they are stored, or nobody knows. Must not raise."""
+
 _ATTEMPTS = 4  # two batches that conflict on the same ids in opposite order: PostgreSQL ends one of them
 
 
@@ -65,6 +68,7 @@ def ingest(
     clock: Clock,
     clock_tolerance: timedelta,
     validate_only: bool = False,
+    on_stored: OnStored = lambda events: None,
 ) -> IngestReport:
     """Store events (parsed JSON objects, any number); committed when it returns.
 
@@ -82,7 +86,7 @@ def ingest(
             report = _rehearse(database, valid)
         else:
             with INGEST_SECONDS.time():
-                report = _store(database, valid, now)
+                report = _store(database, valid, now, on_stored)
         total.accepted += report.accepted
         total.duplicates += report.duplicates
         total.unknown_items += report.unknown_items
@@ -95,7 +99,7 @@ def ingest(
     return total
 
 
-def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime) -> IngestReport:
+def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime, on_stored: OnStored) -> IngestReport:
     first: dict[str, CheckedEvent] = {}
     for checked in valid:
         first.setdefault(checked.event.event_id, checked)
@@ -105,16 +109,19 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime) -> 
     # with equal times in unlike order can deadlock on PostgreSQL: hence the attempts.
     ordered = sorted(first.values(), key=lambda c: (c.event.occurred_at, c.index))
     rows = [_row(checked, now) for checked in ordered]
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with database.write() as connection:
-                inserted = repository.insert_new(connection, rows)
-                stored = repository.hashes(connection, first.keys() - inserted)
-                known = catalog.known(connection, {first[event_id].event.item_id for event_id in inserted})
-            break
-        except StoreUnavailable as error:
-            if not _deadlocked(error) or attempt == _ATTEMPTS:
-                raise
+    try:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with database.write() as connection:
+                    inserted = repository.insert_new(connection, rows)
+                    stored = repository.hashes(connection, first.keys() - inserted)
+                    known = catalog.known(connection, {first[event_id].event.item_id for event_id in inserted})
+                break
+            except StoreUnavailable as error:
+                if not _deadlocked(error) or attempt == _ATTEMPTS:
+                    raise
+    finally:  # a commit whose answer was lost may have been one
+        on_stored([checked.event for checked in ordered])
     return _report(valid, {e: first[e].body_hash for e in inserted} | stored, inserted, known)
 
 
@@ -178,13 +185,26 @@ def history(database: Database, user_id: str, *, limit: int, before_seq: int | N
     return EventPage(events=found, next_before_seq=found[-1].seq if len(rows) > limit else None)
 
 
-def erase_user(database: Database, user_id: str, *, clock: Clock, actor: str) -> Erasure:
-    """Erase the user's events and recommendations at once; the audit log keeps a hash of the id and the counts."""
+def erase_user(
+    database: Database,
+    user_id: str,
+    *,
+    clock: Clock,
+    actor: str,
+    on_erased: Callable[[str], None] = lambda user_id: None,
+) -> Erasure:
+    """Erase the user's events and recommendations at once; the audit log keeps a hash of the id and the counts.
+
+    on_erased: told the user once the transaction has ended; must not raise.
+    """
     digest = hashlib.sha256(user_id.encode()).hexdigest()
-    with database.write() as connection:
-        gone, forgotten = repository.erase_user(connection, user_id)
-        details = {"events": gone, "recommendations": forgotten}
-        audit.append(
-            connection, now=clock(), actor=actor, action="user.erase", subject=f"sha256:{digest}", details=details
-        )
+    try:
+        with database.write() as connection:
+            gone, forgotten = repository.erase_user(connection, user_id)
+            details = {"events": gone, "recommendations": forgotten}
+            audit.append(
+                connection, now=clock(), actor=actor, action="user.erase", subject=f"sha256:{digest}", details=details
+            )
+    finally:  # as in _store
+        on_erased(user_id)
     return Erasure(events=gone, recommendations=forgotten)

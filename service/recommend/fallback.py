@@ -1,5 +1,6 @@
 """Popularity of this process: filled from the store in the background, asked by every reply that needs it."""
 
+import time
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ from service.events import repository
 from service.kit.db import Database
 from service.kit.poller import Poller
 from service.recommend.popularity import Popularity
+from service.recommend.popularity_cache import Counts, SharedCounts
 from service.recommend.ranking import Float64
 
 PAGE = 50_000
@@ -25,10 +27,14 @@ class PopularityFollower:
         interval: timedelta,
         ignored_types: Collection[str],
         index: Callable[[], CatalogueIndex],
+        shared: SharedCounts | None = None,
     ) -> None:
+        """shared: where the first replica leaves its counts, so that a later one need not read every event."""
         self._database = database
         self._ignored_types = frozenset(ignored_types)
         self._popularity = Popularity(half_life)
+        self._shared = shared
+        self._from_nothing_at: float | None = None  # when this count, or the one that it goes on from, began
         self._through_seq = 0
         self._index = index
         self._counted: tuple[CatalogueIndex, Float64] | None = None
@@ -45,9 +51,10 @@ class PopularityFollower:
         """Count the events that are new since the last time. Raises StoreUnavailable.
 
         On PostgreSQL a transaction that commits after a later one may be passed over: a few events in millions, for a
-        ranking that is an estimate anyhow; a restart counts everything again.
+        ranking that is an estimate anyhow; a restart, or the first one in a day where counts are shared, counts
+        everything again.
         """
-        grown = False
+        grown = self._from_nothing_at is None and self._begin()
         while True:
             with self._database.read() as connection:
                 rows = repository.interactions_after(connection, self._through_seq, PAGE)
@@ -60,6 +67,22 @@ class PopularityFollower:
         index, counted = self._index(), self._counted
         if grown or counted is None or not index.numbered_like(counted[0]) or len(index.items) > len(counted[1]):
             self._count(index)
+        if grown and self._shared is not None and (state := self._popularity.state()) is not None:
+            assert self._from_nothing_at is not None  # noqa: S101  # set by _begin
+            self._shared.share(Counts(self._through_seq, self._from_nothing_at, *state))
+
+    def _begin(self) -> bool:
+        """Go on from what is shared, when there is something; whether there was."""
+        shared = None
+        if self._shared is not None:
+            with self._database.read() as connection:
+                newest = repository.max_seq(connection)
+            shared = self._shared.load(newest)
+        self._from_nothing_at = time.time() if shared is None else shared.from_nothing_at
+        if shared is not None:
+            self._popularity.restore(shared.offset, shared.weights)
+            self._through_seq = shared.through_seq
+        return shared is not None
 
     def by_row(self, index: CatalogueIndex) -> Float64:
         """For exactly this snapshot; at most one interval old. Rows newer than the last count weigh 0."""

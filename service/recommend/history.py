@@ -1,7 +1,8 @@
 """A user's past as the model and the exclusions need it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
@@ -9,6 +10,9 @@ from service.events import repository
 from service.kit.db import Database
 from service.kit.grouped import Grouped
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.recommend.past_cache import PastCache
 
 READ_TOGETHER = 64
 
@@ -33,13 +37,13 @@ def load_past(
     return UserPast(tuple(reversed(newest[:history_items])), seen)
 
 
-def history_reader(database: Database, settings: Settings) -> Grouped[str, UserPast]:
-    """Reads the pasts of users that are wanted at the same time in one transaction."""
+def history_reader(database: Database, settings: Settings, cache: "PastCache | None" = None) -> Grouped[str, UserPast]:
+    """Reads the pasts of users that are wanted at the same time: what `cache` lacks in one transaction."""
 
-    def read(users: Sequence[str]) -> list[UserPast]:
+    def stored(users: Sequence[str]) -> dict[str, UserPast]:
         with database.read() as connection:
-            return [
-                load_past(
+            return {
+                user_id: load_past(
                     connection,
                     user_id,
                     history_items=settings.history_items,
@@ -47,6 +51,25 @@ def history_reader(database: Database, settings: Settings) -> Grouped[str, UserP
                     ignored_types=settings.ignored_event_types,
                 )
                 for user_id in users
-            ]
+            }
+
+    def read(users: Sequence[str]) -> list[UserPast]:
+        wanted = list(dict.fromkeys(users))
+        pasts = stored(wanted) if cache is None else read_through(cache, wanted, stored)
+        return [pasts[user_id] for user_id in users]
 
     return Grouped("history-reader", read, most=READ_TOGETHER, max_queued=16 * READ_TOGETHER)
+
+
+def read_through(
+    cache: "PastCache", users: Sequence[str], stored: Callable[[Sequence[str]], dict[str, UserPast]]
+) -> dict[str, UserPast]:
+    """The pasts of distinct users, from the cache where it has them; what it lacks is read once and left there."""
+    found = dict(zip(users, cache.look_up(users), strict=True))
+    pasts = {user_id: past for user_id, past in found.items() if isinstance(past, UserPast)}
+    if len(pasts) < len(users):
+        read = stored([user_id for user_id in users if user_id not in pasts])
+        pasts |= read
+        leases = {user_id: lease for user_id, lease in found.items() if lease is not None}
+        cache.keep({u: (lease, read[u]) for u, lease in leases.items() if not isinstance(lease, UserPast)})
+    return pasts

@@ -43,6 +43,16 @@ class Popularity:
         with self._lock:
             return dict(self._weights)
 
+    def state(self) -> tuple[float, Mapping[str, float]] | None:
+        """Everything that was counted, for `restore`; None before the first interaction."""
+        with self._lock:
+            return None if self._offset is None else (self._offset, dict(self._weights))
+
+    def restore(self, offset: float, weights: Mapping[str, float]) -> None:
+        """Go on from what another one of the same half-life has counted, instead of from nothing."""
+        with self._lock:
+            self._offset, self._weights = offset, dict(weights)
+
     def by_row(self, index: CatalogueIndex) -> Float64:
         """float64 [rows], the largest scaled to 1; 0 for items without interactions."""
         found = self.weights()

@@ -20,6 +20,7 @@ from service.generation.engine import GenerationRequest
 from service.kit.clock import Clock
 from service.kit.ids import uuid7
 from service.recommend import explain
+from service.recommend.answer_cache import AnswerCache, KeptAnswer
 from service.recommend.history import UserPast
 from service.recommend.ranking import Float64, RankedRows, rank_leaves, rank_popular
 from service.recommend.schemas import (
@@ -40,10 +41,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ranked:
+    """base_id and adapter_version: of the model that ranked the rows; no base_id when none did."""
+
     rows: RankedRows
     strategy: Strategy
     reason: FallbackReason | None
-    answer: Answer | None = None
+    base_id: str | None = None
+    adapter_version: str | None = None
+
+    @classmethod
+    def by_model(cls, rows: RankedRows, base_id: str, adapter_version: str | None) -> "_Ranked":
+        if adapter_version is None:
+            return cls(rows, Strategy.BASE, FallbackReason.NO_ADAPTER, base_id)
+        return cls(rows, Strategy.PERSONALISED, None, base_id, adapter_version)
 
 
 class Recommender:
@@ -66,10 +76,12 @@ class Recommender:
         active_base: Callable[[], str | None],
         trained_through: Callable[[str, str | None], datetime | None],
         on_reply: Callable[[Strategy, FallbackReason | None], None] = lambda strategy, reason: None,
+        answers: AnswerCache | None = None,
     ) -> None:
         """read_past: of a user. record: stores a row of `recommendations`; durable when its future has a result.
 
         active_base: the base in memory, None before there is one. trained_through: of (base, adapter version).
+        answers: kept for the same question, a moment long.
         """
         self._settings = settings
         self._deadline_s = settings.request_deadline.total_seconds()
@@ -82,6 +94,7 @@ class Recommender:
         self._active_base = active_base
         self._trained_through = trained_through
         self._on_reply = on_reply
+        self._answers = answers
 
     async def recommend(self, request: RecommendationRequest) -> RecommendationReply:
         """The reply, stored under its recommendation_id (when the store answers).
@@ -92,11 +105,13 @@ class Recommender:
         index = self._index()  # one snapshot from here to the reply
         with self._batcher.coming():
             past, store_failed = await self._past(request, due)
-        latest = past.latest if request.history is None else tuple(request.history)
-        history = index.rows(latest)
-        excluded = self._excluded(request, past, latest, index)
-        prompt = index.with_codes(history)[-self._settings.history_items :]
-        ranked = await self._rank(request.limit, index, latest, prompt, excluded, store_failed, due)
+            latest = past.latest if request.history is None else tuple(request.history)
+            question, kept = await self._kept(request, past, latest, index, store_failed, due)
+        prompt = index.with_codes(index.rows(latest))[-self._settings.history_items :]
+        if (ranked := kept) is None:
+            excluded = self._excluded(request, past, latest, index)
+            ranked = await self._rank(request.limit, index, latest, prompt, excluded, store_failed, due)
+            self._keep(question, index, ranked)
         reply = self._reply(request, index, ranked, prompt)
         if not store_failed:
             await self._store(request, index, reply, prompt)
@@ -112,6 +127,39 @@ class Recommender:
         except (StoreUnavailable, Unavailable, TimeoutError) as error:
             log.warning("history_unavailable", error=str(error) or type(error).__name__)
             return NOBODY, True
+
+    async def _kept(
+        self,
+        request: RecommendationRequest,
+        past: UserPast,
+        latest: tuple[str, ...],
+        index: CatalogueIndex,
+        store_failed: bool,
+        due: float,
+    ) -> tuple[bytes | None, _Ranked | None]:
+        """The question to keep an answer under, and what is kept for it. Nothing for a past that is not known."""
+        if self._answers is None or store_failed or not latest:
+            return None, None
+        question = self._answers.question(request, past, latest, index)
+        try:
+            found = await _by(due, self._answers.find(question))
+        except TimeoutError:
+            return question, None
+        if found is None or found.base_id != index.base_id:
+            return question, None
+        rows = index.rows(found.item_ids)
+        if len(rows) != len(found.item_ids):
+            return question, None
+        return question, _Ranked.by_model(
+            RankedRows(rows, np.array(found.scores)), found.base_id, found.adapter_version
+        )
+
+    def _keep(self, question: bytes | None, index: CatalogueIndex, ranked: _Ranked) -> None:
+        if self._answers is None or question is None or ranked.base_id is None:
+            return
+        item_ids = tuple(index.items[row].item_id for row in ranked.rows.rows.tolist())
+        scores = tuple(ranked.rows.scores.tolist())
+        self._answers.keep(question, KeptAnswer(item_ids, scores, ranked.base_id, ranked.adapter_version))
 
     def _excluded(
         self, request: RecommendationRequest, past: UserPast, latest: tuple[str, ...], index: CatalogueIndex
@@ -150,9 +198,7 @@ class Recommender:
             rows = await run_in_threadpool(self._rank_popular, index, excluded, limit)
             return _Ranked(rows, Strategy.POPULAR, reason)
         rows = rank_leaves(answer.generated, index.trie, self._popularity(index), excluded, limit)
-        if answer.adapter_version is None:
-            return _Ranked(rows, Strategy.BASE, FallbackReason.NO_ADAPTER, answer)
-        return _Ranked(rows, Strategy.PERSONALISED, None, answer)
+        return _Ranked.by_model(rows, answer.base_id, answer.adapter_version)
 
     def _rank_popular(self, index: CatalogueIndex, excluded: Int64, limit: int) -> RankedRows:
         """Looks at every item, so it is no work for the event loop."""
@@ -193,8 +239,8 @@ class Recommender:
                 RecommendedItem(item_id=item.item_id, rank=rank, score=score, title=item.title, reasons=reasons)
             )
         model = None
-        if ranked.answer is not None:
-            base_id, version = ranked.answer.base_id, ranked.answer.adapter_version
+        if ranked.base_id is not None:
+            base_id, version = ranked.base_id, ranked.adapter_version
             trained_through = self._trained_through(base_id, version)
             model = ModelInfo(adapter_version=version, base=base_id, trained_through=trained_through)
         return RecommendationReply(
@@ -220,10 +266,10 @@ class Recommender:
             "history": [index.items[row].item_id for row in prompt.tolist()],
             "items": [[item.item_id, item.score] for item in reply.items],
         }
-        try:
-            await asyncio.wrap_future(self._record(row))
-        except (StoreUnavailable, Unavailable) as error:  # the user's list matters more than its record
-            log.warning("recommendation_not_stored", error=error.detail)
+        try:  # a store that hangs may have been found out by nobody yet: the past can come from a cache
+            await _by(time.monotonic() + self._deadline_s, asyncio.wrap_future(self._record(row)))
+        except (StoreUnavailable, Unavailable, TimeoutError) as error:  # the user's list matters more than its record
+            log.warning("recommendation_not_stored", error=str(error) or type(error).__name__)
 
 
 async def _by(due: float, awaited: Awaitable[T]) -> T:

@@ -1,0 +1,165 @@
+"""The same question within a moment is answered from Redis; whatever shapes the answer makes another question."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service.catalog.index import CatalogueIndex, IndexedItem
+from service.kit.db import Database
+from service.kit.redis_link import RedisLink
+from service.recommend.answer_cache import AnswerCache
+from service.recommend.history import UserPast
+from service.recommend.schemas import Filters, RecommendationRequest
+from service.recommend.tables import recommendations
+from service.settings import Settings
+from service.telemetry import REGISTRY
+from tests import worlds
+from tests.built import BuiltWorld
+from tests.conftest import SetClock
+from tests.recommend.shop import Shop, ids, ladder
+from tests.shared.conftest import PATIENCE
+from tests.shared.servers import Replica, replicas, soon
+from trainer.base import BuiltBase
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, redis_url: str, prefix: str) -> Settings:
+    return Settings(
+        home=tmp_path / "home",
+        database_url=database_url,
+        log_level="WARNING",
+        poll_interval=timedelta(seconds=0.05),
+        redis_url=redis_url,
+        redis_prefix=prefix,
+        redis_timeout=PATIENCE,
+        recommendation_cache=timedelta(seconds=60),
+        beams=64,
+        threads=1,
+    )
+
+
+@pytest.fixture
+def pair(
+    built_world: BuiltWorld, settings: Settings, database: Database, clock: SetClock
+) -> Iterator[tuple[Shop, Shop]]:
+    """Two replicas of the small world."""
+    built: BuiltBase = built_world.copy_into(database, settings.artifacts_dir)
+    with replicas(settings, clock, 2) as made:
+        soon(lambda: all(replica.link.up for replica in made))
+        shops = [Shop(replica.app, replica.client, built) for replica in made]
+        soon(lambda: {replica.served for replica in made} == {built.adapter_version})
+        yield shops[0], shops[1]
+
+
+def generated() -> float:
+    """Requests that were searched for in this process so far."""
+    return REGISTRY.get_sample_value("adaptide_generation_batch_requests_sum") or 0
+
+
+def hits() -> float:
+    return REGISTRY.get_sample_value("adaptide_cache_total", {"cache": "recommendation", "outcome": "hit"}) or 0
+
+
+def searches(shop: Shop, **wanted: object) -> int:
+    """How many searches one reply took: 1, or 0 when it was kept."""
+    before = generated()
+    assert ladder(shop.ask(**wanted))[0] in ("personalised", "base")
+    return int(generated() - before)
+
+
+def test_a_kept_answer_is_the_same_list_under_an_id_of_its_own(pair: tuple[Shop, Shop], database: Database) -> None:
+    one, two = pair
+    first = one.ask(user_id="u00", explain=True)
+    soon(lambda: searches(one, user_id="u00") == 0)
+    before = hits()
+    second = two.ask(user_id="u00", explain=True)
+    assert hits() == before + 1
+    assert {**second, "recommendation_id": ""} == {**first, "recommendation_id": ""}
+    assert second["recommendation_id"] != first["recommendation_id"]
+    with database.read() as connection:
+        query = sa.select(recommendations.c["items"]).where(
+            recommendations.c.recommendation_id.in_([first["recommendation_id"], second["recommendation_id"]])
+        )
+        stored = list(connection.scalars(query))
+    assert len(stored) == 2
+    assert stored[0] == stored[1] == [[item["item_id"], item["score"]] for item in first["items"]]
+
+
+def test_an_event_an_item_and_a_promotion_each_end_it(pair: tuple[Shop, Shop]) -> None:
+    one, two = pair
+    one.ask(user_id="u00")
+    soon(lambda: searches(two, user_id="u00") == 0)
+
+    taken = ids(two.ask(user_id="u00"))[0]
+    one.send(worlds.event("new", "u00", taken, worlds.START + timedelta(days=1)))
+    assert taken not in ids(two.ask(user_id="u00"))
+    soon(lambda: searches(two, user_id="u00") == 0)
+
+    hidden = ids(two.ask(user_id="u00"))[0]
+    assert two.client.delete(f"/v1/items/{hidden}").status_code == 204
+    assert hidden not in ids(two.ask(user_id="u00"))
+    soon(lambda: searches(two, user_id="u00") == 0)
+
+    before = two.ask(user_id="u00")
+    version = one.adapter(seed=3)
+    one.client.post(f"/v1/admin/adapters/{version}/promote", headers={"If-Match": "*"}).raise_for_status()
+    soon(lambda: two.served() == version)
+    after = two.ask(user_id="u00")
+    assert after["model"]["adapter_version"] == version
+    assert [item["score"] for item in after["items"]] != [item["score"] for item in before["items"]]
+
+
+def test_a_fallback_is_never_kept(pair: tuple[Shop, Shop]) -> None:
+    one, _ = pair
+    before = hits()
+    for _ in range(3):
+        assert ladder(one.ask(user_id="stranger")) == ("popular", "no_history")
+        assert ladder(one.ask(history=["unheard-of"])) == ("popular", "history_unknown")
+    assert hits() == before
+
+
+def test_everything_that_shapes_an_answer_is_in_the_question(settings: Settings, link: RedisLink) -> None:
+    def index(revision: int = 7, base_id: str = "b-1") -> CatalogueIndex:
+        items = tuple(IndexedItem(name, name, (), True, (place, 0, 0, 0)) for place, name in enumerate("abcd"))
+        return CatalogueIndex(items, revision, base_id)
+
+    cache = AnswerCache(link, settings, timedelta(seconds=1), lambda: ("b-1", None))
+    past, request = UserPast(("a",), ("a", "b")), RecommendationRequest(user_id="u")
+
+    def changed(**what: object) -> RecommendationRequest:
+        return request.model_copy(update=what)
+
+    asked = cache.question(request, past, past.latest, index())
+    other = settings.model_copy(update={"beams": 20})
+    questions = [
+        asked,
+        cache.question(changed(user_id="v"), past, past.latest, index()),
+        cache.question(changed(limit=11), past, past.latest, index()),
+        cache.question(changed(exclude_item_ids=["c"]), past, past.latest, index()),
+        cache.question(changed(include_seen=True), past, past.latest, index()),
+        cache.question(changed(filters=Filters(category="lamp")), past, past.latest, index()),
+        cache.question(request, UserPast(("a",), ("a",)), past.latest, index()),
+        cache.question(request, past, ("b",), index()),
+        cache.question(request, past, ("a", "b"), index()),
+        cache.question(request, past, past.latest, index(revision=8)),
+        cache.question(request, past, past.latest, index(base_id="b-2")),
+        AnswerCache(link, other, timedelta(seconds=1), lambda: (None, None)).question(
+            request, past, past.latest, index()
+        ),
+    ]
+    assert len(set(questions)) == len(questions)
+    assert len({cache._key(asked, base, version) for base in ("b-1", "b-2") for version in (None, "a1", "a2")}) == 6
+    same = cache.question(changed(exclude_item_ids=[], explain=True), past, past.latest, index())
+    assert same == asked, "reasons are made anew for each reply"
+
+
+def test_without_redis_every_question_is_searched_for(pair: tuple[Shop, Shop]) -> None:
+    one, _ = pair
+    replica = Replica(one.app, one.client)
+    replica.link.distrust()  # the breaker is open for a moment
+    assert searches(one, user_id="u05") == 1
