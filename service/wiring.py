@@ -49,6 +49,8 @@ class Services:
 
     settings: Settings
     database: Database
+    prompt: Database
+    """The same store for callers that cannot wait (ADAPTIDE_DATABASE_ANSWER_TIMEOUT)."""
     clock: Clock
     access: AccessService
     readiness: Readiness
@@ -66,6 +68,7 @@ class Services:
 def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
     """The services over one store. Connects to nothing yet."""
     artifacts = ArtifactStore(settings.artifacts_dir)
+    prompt = database.within(settings.database_answer_timeout.total_seconds())  # for what a request waits for
     catalogue = CatalogueFollower(database, settings.poll_interval)
     codec = CodecFollower(database, settings.poll_interval, lambda base_id: _open_codec(database, artifacts, base_id))
     popularity = PopularityFollower(
@@ -93,8 +96,8 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         on_batch=BATCH_SIZE.observe,
         least_beams=settings.beams,
     )
-    histories = history_reader(database, settings)
-    records = recommendation_writer(database)
+    histories = history_reader(prompt, settings)
+    records = recommendation_writer(prompt)
 
     def trained_through(base_id: str, version: str | None) -> datetime | None:
         status = activation.status()
@@ -113,15 +116,16 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         on_reply=lambda strategy, reason: RECOMMENDATIONS.labels(strategy, reason or "").inc(),
     )
     checks: Mapping[str, Check] = {
-        "store": store_check(database),
-        "schema": schema_check(database),
+        "store": store_check(prompt),
+        "schema": schema_check(prompt),
         "engine": _engine_check(activation),
     }
     return Services(
         settings=settings,
         database=database,
+        prompt=prompt,
         clock=clock,
-        access=AccessService(database, clock),
+        access=AccessService(prompt, clock),
         readiness=Readiness(checks),
         recommender=recommender,
         codec=codec.active,

@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from service.cli import Json, open_database, print_json
-from service.kit import migrate
+from service.cli import Json, opened, print_json
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import Settings, load_settings
@@ -49,6 +48,7 @@ def events(
             table,
             clock_tolerance=settings.clock_tolerance,
             event_type=event_type,
+            event_partition=settings.event_partition,
             on_batch=on_batch,
         )
     _finish(table, report, as_json)
@@ -58,12 +58,8 @@ def events(
 def _opened(file: Path, format: Format | None) -> Iterator[tuple[Database, Settings, Table]]:
     table = Table(file, format or (Format.PARQUET if file.suffix == ".parquet" else Format.CSV))
     settings = load_settings()
-    database = open_database(settings)
-    try:
-        migrate.require_head(database)
+    with opened(settings) as database:
         yield database, settings, table
-    finally:
-        database.close()
 
 
 @contextmanager

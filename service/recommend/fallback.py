@@ -49,7 +49,7 @@ class PopularityFollower:
         """
         grown = False
         while True:
-            with self._database.read() as connection:
+            with self._database.read(patient=True) as connection:
                 rows = repository.interactions_after(connection, self._through_seq, PAGE)
             wanted = [(r.item_id, r.occurred_at) for r in rows if r.event_type not in self._ignored_types]
             grown |= self._popularity.add(wanted) > 0
