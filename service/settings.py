@@ -82,15 +82,15 @@ class Settings(BaseSettings):
     database_lock_timeout: timedelta = timedelta(seconds=10)
     """How long a statement waits for a lock (on SQLite: a writer for its turn)."""
     database_statement_timeout: timedelta = timedelta(minutes=1)
-    """PostgreSQL: how long a statement of `serve` may run; 0: for ever. Updates, imports and migrations have no limit."""
+    """PostgreSQL: how long a statement of `serve` may run; 0: for ever. Updates, imports and migrations: no limit."""
     database_answer_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=1.5)
-    """PostgreSQL: a request waits this long for the store; then events are refused (503) and recommendations made without."""
+    """PostgreSQL: a request waits for the store so long; then events get 503, and recommendations do without it."""
     database_pooler: Pooler = Pooler.NONE
     """`transaction` behind pgbouncer or the like in transaction mode: no prepared statements, no start-up options."""
     event_partition: Annotated[timedelta, Field(ge=timedelta(hours=1))] = timedelta(days=30)
-    """PostgreSQL: about how much time one partition of events holds; it is never made for less than a million events."""
+    """PostgreSQL: about how much time one partition of events holds, which is made for a million events at least."""
     event_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = None
-    """Events of finished windows sealed longer ago are removed, with their ids and recommendations as old; empty: never."""
+    """Events of finished windows sealed longer ago are removed, as are recommendations so old; empty: never."""
     artifacts_url: str = ""
     """Folder of bases and adapters. Empty: HOME/artifacts."""
     host: str = "127.0.0.1"

@@ -139,7 +139,8 @@ def fill(
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             # As autovacuum does: only what has rows.
             filled = connection.exec_driver_sql(
-                "SELECT relid::regclass::text FROM pg_partition_tree('events') WHERE isleaf AND pg_relation_size(relid) > 0"
+                "SELECT relid::regclass::text FROM pg_partition_tree('events') "
+                "WHERE isleaf AND pg_relation_size(relid) > 0"
             ).scalars()
             for table in ("event_ids", *filled.all()):
                 connection.exec_driver_sql(f"VACUUM ANALYZE {table}")

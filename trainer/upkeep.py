@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 def upkeep(database: Database, clock: Clock, settings: Settings, owner: str) -> None:
-    """Do what is due, at once or not at all: whatever is in the way is tried again the next time. Never raises for it."""
+    """Do what is due. Never raises: whatever is in the way is logged, and tried again the next time."""
     try:
         for made in partitions.ensure(database, settings.event_partition):
             log.info("partition_made", name=made.name, first=made.first, end=made.end)

@@ -44,7 +44,7 @@ def _partition() -> None:
     op.execute("ALTER TABLE events_p1 RENAME CONSTRAINT pk_events TO events_p1_pkey")
     op.execute(f"ALTER INDEX {HISTORY} RENAME TO events_p1_user_id_occurred_at_seq_item_id_event_type_idx")
     op.execute(f"ALTER INDEX {RECOMMENDATION} RENAME TO events_p1_recommendation_id_idx")
-    op.execute(f"""
+    op.execute("""
         CREATE TABLE events (
             seq bigint NOT NULL DEFAULT nextval('events_seq_seq'),
             event_id varchar(128) NOT NULL,
@@ -63,8 +63,8 @@ def _partition() -> None:
     op.execute(f"COMMENT ON COLUMN events.item_id IS '{ITEM_COMMENT}'")
     op.execute("ALTER SEQUENCE events_seq_seq OWNED BY events.seq")
     _history_indexes()
-    upper = "(SELECT (last_value / {0} + 1) * {0} + 1 FROM events_seq_seq)".format(WIDTH)
-    edge = op.get_bind().execute(sa.text(f"SELECT {upper}")).scalar_one()
+    last = op.get_bind().execute(sa.text("SELECT last_value FROM events_seq_seq")).scalar_one()
+    edge = (last // WIDTH + 1) * WIDTH + 1
     op.execute(f"ALTER TABLE events ATTACH PARTITION events_p1 FOR VALUES FROM (MINVALUE) TO ({edge})")
     op.execute(f"CREATE TABLE events_p{edge} PARTITION OF events FOR VALUES FROM ({edge}) TO ({edge + WIDTH})")
     op.execute("CREATE TABLE events_default PARTITION OF events DEFAULT")

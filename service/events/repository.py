@@ -90,7 +90,7 @@ def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set
 
 
 def _as_copied(row: Mapping[str, Any]) -> list[Any]:
-    values = [row[name] for name in _GIVEN_COLUMNS]
+    values = list(map(row.__getitem__, _GIVEN_COLUMNS))
     if values[-1] is not None:
         values[-1] = orjson.dumps(values[-1]).decode()
     return values

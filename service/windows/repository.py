@@ -62,7 +62,8 @@ def lock_event_order(connection: Connection, timeout_s: float) -> None:
     take a number (the sequence has no cache, and the lock comes before nextval). SHARE does not conflict with itself,
     so two sealers are kept apart by the lock on windows. While this waits, writers queue behind it: hence the short
     timeout, after which the caller tries again later. Every write goes through `events` itself and so holds its lock:
-    those of its partitions need not be taken, however many there are. On SQLite the transaction is BEGIN IMMEDIATE: no other writes.
+    those of its partitions need not be taken, however many there are. On SQLite the transaction is BEGIN IMMEDIATE: no
+    other writes.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(

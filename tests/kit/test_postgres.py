@@ -71,9 +71,13 @@ def test_a_silent_server_ends_a_first_connection_as_soon(through_proxy: Database
 
 
 def test_a_commit_that_nobody_confirms_is_no_success(through_proxy: Database, proxy: PausableProxy, url: str) -> None:
-    with pytest.raises(StoreUnavailable), through_proxy.within(0.5).write() as connection:
-        connection.exec_driver_sql("INSERT INTO leases VALUES ('x', 'o', 1, now())")
-        proxy.pause()
+    def write() -> None:
+        with through_proxy.within(0.5).write() as connection:
+            connection.exec_driver_sql("INSERT INTO leases VALUES ('x', 'o', 1, now())")
+            proxy.pause()
+
+    with pytest.raises(StoreUnavailable):
+        write()
     proxy.go_on()
     direct = Database(url)
     with direct.write() as connection:  # done or not, the row can be written over
