@@ -1,5 +1,6 @@
 """Files of items and events into the store, in batches; to go on after a failure, run it again."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -145,7 +146,7 @@ def import_events(
         on_batch()
 
     # The store takes one batch while the next one is read; never more, so that memory stays bounded.
-    with ThreadPoolExecutor(1, "import-events") as writer:
+    with _rare_collections(), ThreadPoolExecutor(1, "import-events") as writer:
         waiting: tuple[Future[IngestReport], list[int]] | None = None
         for batch in _batches(table, together):
             events, lines, wrong = [], [], []
@@ -169,6 +170,17 @@ def import_events(
         if waiting is not None:
             settle(*waiting)
     return report
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Rows by the ten thousand make the garbage collector look again and again for cycles that they do not have."""
+    before = gc.get_threshold()
+    gc.set_threshold(200_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _together(database: Database, copied: int) -> int:
