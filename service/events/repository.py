@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from service.events.tables import event_ids, events, item_popularity, popularity_state
@@ -80,13 +80,14 @@ def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set
             staging.copy_rows(connection, "copied_events", _GIVEN_COLUMNS, map(_as_copied, rows))
             return set(connection.scalars(_INSERT_COPIED))
         return set(connection.scalars(_INSERT_GIVEN, {"rows": orjson.dumps(rows).decode()}))
-    ids = [{"event_id": row["event_id"], "body_hash": bytes.fromhex(row["body_hash"])} for row in rows]
-    claim = sqlite.insert(event_ids).on_conflict_do_nothing(index_elements=[event_ids.c.event_id])
-    fresh = set(connection.scalars(claim.returning(event_ids.c.event_id), ids))
-    new = [{name: row[name] for name in _STORED} for row in rows if row["event_id"] in fresh]
+    # On SQLite nobody else writes until this transaction ends, so what is not there now will not be there then.
+    taken = hashes(connection, [row["event_id"] for row in rows])
+    new = [row for row in rows if row["event_id"] not in taken]
     if new:
-        connection.execute(events.insert(), new)
-    return fresh
+        ids = [{"event_id": row["event_id"], "body_hash": bytes.fromhex(row["body_hash"])} for row in new]
+        connection.execute(event_ids.insert(), ids)
+        connection.execute(events.insert(), [{name: row[name] for name in _STORED} for row in new])
+    return {row["event_id"] for row in new}
 
 
 def _as_copied(row: Mapping[str, Any]) -> list[Any]:
@@ -111,9 +112,12 @@ def hashes(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     """event_id -> body hash (hex) of those that are stored."""
     if not ids:
         return {}
-    query = sa.select(event_ids.c.event_id, event_ids.c.body_hash)
-    query = query.where(one_of(connection, event_ids.c.event_id, ids))
-    return {event_id: body_hash.hex() for event_id, body_hash in connection.execute(query)}
+    query, wanted = sa.select(event_ids.c.event_id, event_ids.c.body_hash), list(ids)
+    found: dict[str, str] = {}
+    for first in range(0, len(wanted), _IDS_TOGETHER):
+        some = one_of(connection, event_ids.c.event_id, wanted[first : first + _IDS_TOGETHER])
+        found.update((event_id, body_hash.hex()) for event_id, body_hash in connection.execute(query.where(some)))
+    return found
 
 
 def latest_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:

@@ -100,7 +100,7 @@ def read_pending(connection: Connection, limit: int) -> Pending:
     unsealed = sa.select(events.c.received_at).where(events.c.seq > after)
     first = connection.execute(unsealed.order_by(events.c.seq).limit(1)).scalar_one_or_none()
     # Bounded, so that a long backlog does not make each tick slower.
-    rows = sa.select(events.c.seq).where(events.c.seq > after).limit(limit).subquery()
+    rows = sa.select(events.c.seq).where(events.c.seq > after).order_by(events.c.seq).limit(limit).subquery()
     count = connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one()
     return Pending(after, count, first)
 
