@@ -116,7 +116,7 @@ def create_engine(url: sa.URL, limits: Limits, **arguments: Any) -> Engine:
 def require_version(connection: Connection) -> None:
     """Raises ConfigurationError for a server that is too old."""
     found = connection.dialect.server_version_info or (OLDEST,)
-    if found[0] < OLDEST:
+    if int(found[0]) < OLDEST:
         version = ".".join(str(part) for part in found)
         raise ConfigurationError(f"the database is PostgreSQL {version}; {OLDEST} or newer is needed")
 

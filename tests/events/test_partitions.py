@@ -15,7 +15,7 @@ from service.events.partitions import WIDTH, Partition, ensure, width
 from service.events.service import erase_user, history
 from service.kit.db import Database
 from service.recommend.history import load_past
-from tests.conftest import SetClock
+from tests.conftest import PostgresStore, SetClock
 from tests.events.test_service import counts, event, send, stored_ids
 from tests.windows.streams import write_events
 
@@ -23,13 +23,12 @@ MONTH = timedelta(days=30)
 
 
 @pytest.fixture
-def store(_postgres: object, request: pytest.FixtureRequest) -> Iterator[Database]:
+def store(_postgres: PostgresStore) -> Iterator[Database]:
     """PostgreSQL alone: SQLite keeps one table."""
-    found = request.getfixturevalue("_postgres")
-    database = Database(found.url)
+    database = Database(_postgres.url)
     yield database
     database.close()
-    found.reset()
+    _postgres.reset()
 
 
 pytestmark = pytest.mark.postgres

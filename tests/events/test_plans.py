@@ -61,10 +61,13 @@ def store(_postgres: PostgresStore) -> Iterator[Database]:
 
 _RECOMMENDATIONS = """
     INSERT INTO recommendations (recommendation_id, user_id, created_at, strategy, catalog_revision, history, items)
-    SELECT lpad(to_hex((extract(epoch FROM at) * 1000)::bigint >> 16), 8, '0') || '-'
-        || lpad(to_hex((extract(epoch FROM at) * 1000)::bigint & 65535), 4, '0') || '-7000-8000-' || lpad(n::text, 12, '0'),
+    SELECT left(digits, 8) || '-' || right(digits, 4) || '-7000-8000-' || lpad(n::text, 12, '0'),
         'u' || n % 60, at, 'popular', 0, '[]', '[]'
-    FROM (SELECT n, CAST(:start AS timestamptz) + n * interval '10 minutes' AS at FROM generate_series(1, 5000) AS n) AS made
+    FROM (
+        SELECT n, at, lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') AS digits
+        FROM generate_series(1, 5000) AS n,
+            LATERAL (SELECT CAST(:start AS timestamptz) + n * interval '10 minutes') AS made(at)
+    ) AS made
 """
 
 
