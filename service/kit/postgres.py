@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 OLDEST = 15
 """The oldest major version of PostgreSQL that is supported."""
 SHORTEST_CONNECT_S = 2  # libpq's own least
-LONGEST_IDLE_S = 60  # in a transaction: only a stuck process idles so long, and its locks hold everybody up
+LONGEST_IDLE_S = (
+    60  # in a transaction that answers a request: only a stuck process idles so long, and its locks hold others
+)
+LONGEST_WORKING_S = 900  # in an updater's: between its queries it may have much to do
 NOTICE_GONE_S = 2  # how soon the server ends a statement whose client has hung up
 
 _waiting = threading.local()
@@ -147,10 +150,11 @@ _ADVICE = (  # English: libpq's own messages are, and a server's where it was no
 
 def _session(limits: Limits) -> dict[str, str]:
     """Settings of a session, values without blanks."""
+    idle_s = LONGEST_IDLE_S if limits.statement_s else LONGEST_WORKING_S
     return {
         "lock_timeout": f"{limits.lock_s * 1000:.0f}",
         "statement_timeout": f"{limits.statement_s * 1000:.0f}",
-        "idle_in_transaction_session_timeout": f"{LONGEST_IDLE_S * 1000}",
+        "idle_in_transaction_session_timeout": f"{idle_s * 1000}",
         "client_connection_check_interval": f"{NOTICE_GONE_S * 1000}",
         "timezone": "UTC",
     }
