@@ -22,10 +22,9 @@ from service.http.body_limit import BodyLimitMiddleware
 from service.http.rate_limit import RateLimitMiddleware
 from service.http.request_context import RequestContextMiddleware
 from service.http.security_headers import SecurityHeadersMiddleware
-from service.kit import migrate
 from service.kit.clock import Clock, utc_now
-from service.kit.db import Database
 from service.settings import Settings
+from service.store import open_store, require_usable
 from service.wiring import Services, build_services
 
 ROUTERS = (
@@ -44,7 +43,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
 
     Its start raises ConfigurationError when the schema is not this version's, StoreUnavailable without a store.
     """
-    database = Database(settings.store_url)
+    database = open_store(settings, serves=True)
     services = build_services(settings, database, clock)
     app = FastAPI(
         title="Adaptide",
@@ -72,7 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     async with AsyncExitStack() as stack:
         stack.callback(services.database.close)
-        await run_in_threadpool(migrate.require_head, services.database)
+        await run_in_threadpool(require_usable, services.database)
         for background in services.background:
             background.start()
             stack.push_async_callback(run_in_threadpool, background.stop)

@@ -19,6 +19,7 @@ from service.kit import migrate
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import Settings, load_settings
+from service.store import open_store, require_usable
 from service.telemetry import configure_logging
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
@@ -55,27 +56,19 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
 
 
-def open_database(settings: Settings) -> Database:
-    """The store that `settings` name; the caller closes it.
-
-    Raises ConfigurationError when its folder cannot be made.
-    """
-    try:
-        return Database(settings.store_url)
-    except OSError as error:
-        raise ConfigurationError(f"the database's folder cannot be used: {error}; set ADAPTIDE_HOME") from error
-
-
 @contextmanager
 def opened(settings: Settings, *, at_head: bool = True) -> Iterator[Database]:
     """The store that `settings` name, closed afterwards.
 
-    Raises ConfigurationError as open_database does, or when `at_head` and the schema is another version's.
+    Raises ConfigurationError as open_store does, for a server that is too old, or when `at_head` and the schema is
+    another version's; StoreUnavailable when no server answers.
     """
-    database = open_database(settings)
+    database = open_store(settings)
     try:
         if at_head:
-            migrate.require_head(database)
+            require_usable(database)
+        else:
+            database.require_supported()
         yield database
     finally:
         database.close()

@@ -9,7 +9,7 @@ import sys
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +38,13 @@ class Dtype(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Pooler(StrEnum):
+    """What stands between this process and PostgreSQL."""
+
+    NONE = "none"
+    TRANSACTION = "transaction"
 
 
 class GroupBy(StrEnum):
@@ -70,6 +77,26 @@ class Settings(BaseSettings):
     """What every key begins with: one for each store, the same for all that use that store."""
     redis_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=0.1)
     """How long one answer of Redis may take before it counts as away."""
+    database_pool_size: Positive = 10
+    """Connections that a process keeps open at most while it has nothing for them to do; the updater: 4 at most."""
+    database_pool_overflow: Annotated[int, Field(ge=0)] = 10
+    """Connections more that it opens while all of those are busy."""
+    database_pool_timeout: timedelta = timedelta(seconds=10)
+    """How long a transaction waits for one of them."""
+    database_connect_timeout: timedelta = timedelta(seconds=3)
+    """PostgreSQL: how long connecting may take (2 s at least)."""
+    database_lock_timeout: timedelta = timedelta(seconds=10)
+    """How long a statement waits for a lock (on SQLite: a writer for its turn)."""
+    database_statement_timeout: timedelta = timedelta(minutes=1)
+    """PostgreSQL: how long a statement of `serve` may run; 0: for ever. Updates, imports and migrations: no limit."""
+    database_answer_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=1.5)
+    """PostgreSQL: a request waits for the store so long; then events get 503, and recommendations do without it."""
+    database_pooler: Pooler = Pooler.NONE
+    """`transaction` behind pgbouncer or the like in transaction mode: no prepared statements, no start-up options."""
+    event_partition: Annotated[timedelta, Field(ge=timedelta(hours=1))] = timedelta(days=30)
+    """PostgreSQL: about how much time one partition of events holds, which is made for a million events at least."""
+    event_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = None
+    """Events of finished windows sealed longer ago are removed, as are recommendations so old; empty: never."""
     artifacts_url: str = ""
     """Folder of bases and adapters. Empty: HOME/artifacts."""
     host: str = "127.0.0.1"
@@ -183,7 +210,10 @@ class Settings(BaseSettings):
     @classmethod
     def _plain_seconds(cls, value: object, info: ValidationInfo) -> object:
         # pydantic takes a number for seconds, but the environment can only say "2.5"
-        if isinstance(value, str) and info.field_name and cls.model_fields[info.field_name].annotation is timedelta:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and (field.annotation is timedelta or timedelta in get_args(field.annotation)):
+            if not value and field.default is None:
+                return None
             try:
                 return timedelta(seconds=float(value))
             except (ValueError, OverflowError):
@@ -262,6 +292,8 @@ def _shown_default(value: object) -> str:
         value = value.get_secret_value()
     if isinstance(value, timedelta):
         value = f"{value.total_seconds():g} s"
+    if value is None:
+        return "(empty)"
     if isinstance(value, frozenset):
         value = json.dumps(sorted(value))  # how the environment gives it
     return f"`{value}`" if str(value) else "(empty)"

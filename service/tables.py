@@ -4,11 +4,17 @@ from service.access.tables import api_keys
 from service.adapters.tables import activations, active_adapter, adapters, bases
 from service.audit.tables import audit_log
 from service.catalog.tables import catalog_revision, items
-from service.events.tables import events, item_popularity, popularity_state
+from service.events.tables import event_ids, events, item_popularity, popularity_state
 from service.kit.db import metadata
 from service.kit.leases import leases
 from service.recommend.tables import recommendations
 from service.windows.tables import evaluations, windows
+
+
+def declared(name: str | None, kind: str, parents: object) -> bool:
+    """For Alembic's include_name: False for the partitions of events, which come and go."""
+    return kind != "table" or name is None or not name.startswith("events_")
+
 
 __all__ = [
     "activations",
@@ -18,7 +24,9 @@ __all__ = [
     "audit_log",
     "bases",
     "catalog_revision",
+    "declared",
     "evaluations",
+    "event_ids",
     "events",
     "item_popularity",
     "items",

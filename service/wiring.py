@@ -51,6 +51,8 @@ class Services:
 
     settings: Settings
     database: Database
+    prompt: Database
+    """The same store for callers that cannot wait (ADAPTIDE_DATABASE_ANSWER_TIMEOUT)."""
     clock: Clock
     access: AccessService
     readiness: Readiness
@@ -70,6 +72,7 @@ class Services:
 def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
     """The services over one store. Connects to nothing yet."""
     artifacts = ArtifactStore(settings.artifacts_dir)
+    prompt = database.within(settings.database_answer_timeout.total_seconds())  # for what a request waits for
     catalogue = CatalogueFollower(database, settings.poll_interval)
     # Made here, called later: what the bus hears and what it has to tell are of parts that are made with its caches.
     shared = make_shared(
@@ -104,8 +107,8 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         on_batch=BATCH_SIZE.observe,
         least_beams=settings.beams,
     )
-    histories = history_reader(database, settings, shared.pasts if settings.history_cache else None)
-    records = recommendation_writer(database)
+    histories = history_reader(prompt, settings, shared.pasts if settings.history_cache else None)
+    records = recommendation_writer(prompt)
 
     def trained_through(base_id: str, version: str | None) -> datetime | None:
         status = activation.status()
@@ -125,8 +128,8 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         answers=shared.answers,
     )
     checks: dict[str, Check] = {
-        "store": store_check(database),
-        "schema": schema_check(database),
+        "store": store_check(prompt),
+        "schema": schema_check(prompt),
         "engine": _engine_check(activation),
     }
     if shared.link is not None:
@@ -134,8 +137,9 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     return Services(
         settings=settings,
         database=database,
+        prompt=prompt,
         clock=clock,
-        access=AccessService(database, clock),
+        access=AccessService(prompt, clock),
         readiness=Readiness(checks),
         recommender=recommender,
         codec=codec.active,

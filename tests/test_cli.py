@@ -17,10 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 import structlog
+from sqlalchemy.engine import make_url
 
 from service.cli import app, run
 from service.kit import migrate
 from service.kit.db import Database
+from tests.conftest import PostgresStore
 
 
 def command(url: str, home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -98,6 +100,35 @@ def test_wrong_keys_commands_are_one_clear_line(adaptide: Adaptide) -> None:
 def test_wrong_use_is_status_two(adaptide: Adaptide) -> None:
     assert adaptide("keys", "create").returncode == 2
     assert adaptide("serve", "--port", "70000").returncode == 2
+
+
+@pytest.fixture
+def postgres_url(_postgres: PostgresStore) -> str:
+    return _postgres.url
+
+
+COMMANDS = [("db", "check"), ("db", "upgrade"), ("serve", "--port", "0")]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_database_that_cannot_be_had_is_one_clear_line_within_seconds(
+    adaptide: Adaptide, arguments: tuple[str, ...], postgres_url: str
+) -> None:
+    there = make_url(postgres_url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        port = silent.getsockname()[1]
+        for change, *words in (
+            ({"host": "127.0.0.1", "port": 1}, "did not answer", "ADAPTIDE_DATABASE_URL"),
+            ({"host": "127.0.0.1", "port": port}, "timeout expired", "nothing answers there"),
+            ({"database": "no_such_database"}, "no_such_database", "createdb"),
+            ({"host": "no-such-host.invalid"}, "no such host"),
+        ):
+            wrong = there.set(**change).render_as_string(hide_password=False)
+            started = time.monotonic()
+            assert_refused(adaptide(*arguments, ADAPTIDE_DATABASE_URL=wrong), *words)
+            assert time.monotonic() - started < 10
 
 
 def test_the_schema_is_upgraded_and_checked(adaptide: Adaptide, database: Database) -> None:

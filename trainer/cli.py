@@ -1,6 +1,7 @@
 """The console script `adaptide`: the commands of both halves."""
 
 import os
+from functools import partial
 from typing import Annotated
 
 # Before anything imports torch: a compute thread that waits for the others may spin a moment (GNU OpenMP's default is a
@@ -107,12 +108,13 @@ def run_updater() -> None:
     """Seal, train, judge and promote whatever is due, until SIGTERM or Ctrl-C."""
     from trainer import schedule
     from trainer.updater import Updater
+    from trainer.upkeep import upkeep
 
     settings = load_settings()
     configure_logging(settings.log_level)
     with announcements(settings, lasting=True) as announce, opened(settings) as database:
         made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
-        schedule.run(made, settings.tick_interval)
+        schedule.run(made, settings.tick_interval, partial(upkeep, database, utc_now, settings, made.owner))
 
 
 @updater.command()

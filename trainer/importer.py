@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from service.adapters.bus import Change
-from service.cli import Json, open_database, print_json
-from service.kit import migrate
+from service.cli import Json, opened, print_json
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import Settings, load_settings
@@ -55,6 +54,7 @@ def events(
                 table,
                 clock_tolerance=settings.clock_tolerance,
                 event_type=event_type,
+                event_partition=settings.event_partition,
                 on_batch=on_batch,
                 on_stored=on_stored,
             )
@@ -66,12 +66,8 @@ def _opened(file: Path, format: Format | None) -> Iterator[tuple[Database, Setti
     table = Table(file, format or (Format.PARQUET if file.suffix == ".parquet" else Format.CSV))
     settings = load_settings()
     configure_logging("WARNING")  # to standard error: standard output is the result's
-    database = open_database(settings)
-    try:
-        migrate.require_head(database)
+    with opened(settings) as database:
         yield database, settings, table
-    finally:
-        database.close()
 
 
 @contextmanager

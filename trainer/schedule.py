@@ -3,7 +3,8 @@
 import logging
 import signal
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -15,11 +16,15 @@ from trainer.updater import Updater
 
 log = structlog.get_logger(__name__)
 
+UPKEEP_INTERVAL_S = 15
+"""A million events, the least that a partition ahead has room for, take longer to come."""
 
-def run(updater: Updater, interval: timedelta) -> None:
+
+def run(updater: Updater, interval: timedelta, upkeep: Callable[[], None] = lambda: None) -> None:
     """Tick until SIGTERM or SIGINT. An update in progress is then left within a step; its window is taken up again.
 
-    coalesce and max_instances = 1: a tick that comes while one works is dropped, and nothing is made up for later.
+    upkeep: called every 15 s beside the ticks, also while an update works. coalesce and max_instances = 1: a tick that
+    comes while one works is dropped, and nothing is made up for later.
     """
     received: list[int] = []  # no Event: a handler that interrupts its wait() could find its lock taken
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,6 +41,15 @@ def run(updater: Updater, interval: timedelta) -> None:
         "interval",
         args=[updater, report],
         seconds=interval.total_seconds(),
+        coalesce=True,
+        max_instances=1,
+        misfire_grace_time=None,
+    )
+    scheduler.add_job(
+        upkeep,
+        "interval",
+        seconds=UPKEEP_INTERVAL_S,
+        next_run_time=datetime.now(UTC),
         coalesce=True,
         max_instances=1,
         misfire_grace_time=None,

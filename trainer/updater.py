@@ -65,7 +65,7 @@ class Updater:
         self._clock = clock
         self._artifacts = artifacts
         self._announce = announce
-        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
+        self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
         self._popularity = KeptPopularity(database, settings)
@@ -77,7 +77,7 @@ class Updater:
         Never raises for what one window does: its failure is in its row, and it is tried again while attempts are left.
         """
         settings, database, clock = self._settings, self._database, self._clock
-        with held(database, clock, UPDATER_LEASE, self._owner, settings.lease_duration) as lease:
+        with held(database, clock, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
             if lease is None:
                 return None
             if (because := windows.due(database, clock, settings)) is not None:
@@ -90,7 +90,7 @@ class Updater:
         Raises Conflict when another updater is at work.
         """
         settings, database, clock = self._settings, self._database, self._clock
-        with held(database, clock, UPDATER_LEASE, self._owner, settings.lease_duration) as lease:
+        with held(database, clock, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
             if lease is None:
                 raise Conflict("another updater is at work; it takes up closed windows by itself, or stop it first")
             windows.seal(database, clock, settings, SealedBecause.MANUAL, through_seq=through_seq, actor="cli")

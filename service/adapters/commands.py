@@ -15,8 +15,7 @@ from service.adapters.bus import Change
 from service.adapters.moves import Activation, MoveRequest
 from service.adapters.repository import Adapter
 from service.adapters.schemas import ActivePointer, AdapterDetailView, AdapterView
-from service.cli import Json, open_database, print_json
-from service.kit import migrate
+from service.cli import Json, opened, print_json
 from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import load_settings
@@ -118,12 +117,8 @@ def rollback(
 def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
     settings = load_settings()
     configure_logging("WARNING")  # to standard error: standard output is the result's
-    database = open_database(settings)
-    try:
-        migrate.require_head(database)
+    with opened(settings) as database:
         yield database, ArtifactStore(settings.artifacts_dir)
-    finally:
-        database.close()
 
 
 def _shown(adapter: Adapter) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class CatalogueFollower:
         with self._lock:
             held = self._index
             found: dict[str, tuple[datetime, IndexedItem]] = {}
-            with self._database.read() as connection:
+            with self._database.read(patient=True) as connection:
                 base_id = active_base_id(connection)
                 if base_id != held.base_id:
                     held = CatalogueIndex((), 0, base_id)

@@ -72,7 +72,7 @@ def post_events(
     future_event, event_id_conflict) while the others are stored.
     """
     return service.ingest(
-        services.database,
+        services.prompt,
         parse_batch(body),
         clock=services.clock,
         clock_tolerance=services.settings.clock_tolerance,
@@ -90,7 +90,7 @@ def read_events(
     before_seq: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
 ) -> EventPage:
     """The user's events, newest first. An unknown user has none."""
-    return service.history(services.database, user_id, limit=limit, before_seq=before_seq)
+    return service.history(services.prompt, user_id, limit=limit, before_seq=before_seq)
 
 
 @router.delete("/v1/users/{user_id:path}")

@@ -6,32 +6,58 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
-from service.events.tables import events, item_popularity, popularity_state
+from service.events.tables import event_ids, events, item_popularity, popularity_state
+from service.kit import staging
 from service.kit.db import one_of
 from service.recommend.tables import recommendations
 
 _ROW = ("event_id", "user_id", "item_id", "event_type", "occurred_at", "received_at", "value")
-_COLUMNS = [events.c.seq, *(events.c[n] for n in (*_ROW, "recommendation_id", "position", "properties"))]
+_STORED = (*_ROW, "recommendation_id", "position", "properties")
+_COLUMNS = [events.c.seq, *(events.c[n] for n in _STORED)]
 
 
-# One parameter whatever the number of rows: a driver takes far longer over thousands of placeholders than the server
-# over the rows. Sequence numbers are given in the order of the array.
-_INSERT_ON_POSTGRESQL = sa.text("""
-    INSERT INTO events (event_id, body_hash, user_id, item_id, event_type, occurred_at, received_at, value,
-                        recommendation_id, position, properties)
-    SELECT event_id, body_hash, user_id, item_id, event_type, occurred_at, received_at, value,
-           recommendation_id, position, properties
-    FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (
-        event_id text, body_hash text, user_id text, item_id text, event_type text, occurred_at timestamptz,
-        received_at timestamptz, value double precision, recommendation_id text, position integer, properties jsonb
+# Given as one parameter whatever the number of rows (a driver takes far longer over thousands of placeholders than the
+# server over the rows), or copied where they are very many. Ids go in in their own order, so that two batches that hold
+# the same ones cannot wait for each other; sequence numbers are given in the order of the rows.
+_GIVEN_COLUMNS = {
+    "event_id": "text",
+    "body_hash": "text",
+    "user_id": "text",
+    "item_id": "text",
+    "event_type": "text",
+    "occurred_at": "timestamptz",
+    "received_at": "timestamptz",
+    "value": "double precision",
+    "recommendation_id": "text",
+    "position": "integer",
+    "properties": "jsonb",
+}
+_STORED_COLUMNS = ", ".join(name for name in _GIVEN_COLUMNS if name != "body_hash")
+_AS_JSON = f"""(
+    SELECT * FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (
+        {", ".join(f"{name} {kind}" for name, kind in _GIVEN_COLUMNS.items())}
     )) WITH ORDINALITY
-    ORDER BY ordinality
-    ON CONFLICT (event_id) DO NOTHING
+)"""  # noqa: S608  # names and types are those above
+_INSERT_ON_POSTGRESQL = """
+    WITH given AS MATERIALIZED {given},
+    fresh AS (
+        INSERT INTO event_ids (event_id, body_hash)
+        SELECT event_id, decode(body_hash, 'hex') FROM given ORDER BY event_id
+        ON CONFLICT (event_id) DO NOTHING
+        RETURNING event_id
+    )
+    INSERT INTO events ({columns})
+    SELECT {columns} FROM given JOIN fresh USING (event_id) ORDER BY ordinality
     RETURNING event_id
-""")
+"""
+_INSERT_GIVEN = sa.text(_INSERT_ON_POSTGRESQL.format(given=_AS_JSON, columns=_STORED_COLUMNS))
+_INSERT_COPIED = sa.text(_INSERT_ON_POSTGRESQL.format(given="(SELECT * FROM copied_events)", columns=_STORED_COLUMNS))
+_IDS_TOGETHER = 10_000  # SQLite takes 32,766 parameters
+COPIED = 2_000
+"""So many rows at once are copied on PostgreSQL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +71,53 @@ class PopularityKey:
 def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Insert those whose event_id is not known yet, numbered in their order; returns the ids of exactly those.
 
-    rows: every column but seq, no event_id twice.
+    rows: every column but seq and the body's hash (hex), no event_id twice.
     """
     if not rows:
         return set()
     if connection.dialect.name == "postgresql":
-        given = orjson.dumps(rows).decode()
-        return set(connection.scalars(_INSERT_ON_POSTGRESQL, {"rows": given}))
-    statement = sqlite.insert(events).on_conflict_do_nothing(index_elements=[events.c.event_id])
-    return set(connection.scalars(statement.returning(events.c.event_id), list(rows)))
+        if len(rows) >= COPIED:
+            staging.copy_rows(connection, "copied_events", _GIVEN_COLUMNS, map(_as_copied, rows))
+            return set(connection.scalars(_INSERT_COPIED))
+        return set(connection.scalars(_INSERT_GIVEN, {"rows": orjson.dumps(rows).decode()}))
+    # On SQLite nobody else writes until this transaction ends, so what is not there now will not be there then.
+    taken = hashes(connection, [row["event_id"] for row in rows])
+    new = [row for row in rows if row["event_id"] not in taken]
+    if new:
+        ids = [{"event_id": row["event_id"], "body_hash": bytes.fromhex(row["body_hash"])} for row in new]
+        connection.execute(event_ids.insert(), ids)
+        connection.execute(events.insert(), [{name: row[name] for name in _STORED} for row in new])
+    return {row["event_id"] for row in new}
 
 
-def hashes(connection: Connection, event_ids: Collection[str]) -> dict[str, str]:
-    """event_id -> body hash of those that are stored."""
-    if not event_ids:
+def _as_copied(row: Mapping[str, Any]) -> list[Any]:
+    # Times as text: the driver takes far longer over a datetime.
+    properties = row["properties"]
+    return [
+        row["event_id"],
+        row["body_hash"],
+        row["user_id"],
+        row["item_id"],
+        row["event_type"],
+        row["occurred_at"].isoformat(),
+        row["received_at"].isoformat(),
+        row["value"],
+        row["recommendation_id"],
+        row["position"],
+        None if properties is None else orjson.dumps(properties).decode(),
+    ]
+
+
+def hashes(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """event_id -> body hash (hex) of those that are stored."""
+    if not ids:
         return {}
-    query = sa.select(events.c.event_id, events.c.body_hash).where(one_of(connection, events.c.event_id, event_ids))
-    return {event_id: body_hash for event_id, body_hash in connection.execute(query)}
+    query, wanted = sa.select(event_ids.c.event_id, event_ids.c.body_hash), list(ids)
+    found: dict[str, str] = {}
+    for first in range(0, len(wanted), _IDS_TOGETHER):
+        some = one_of(connection, event_ids.c.event_id, wanted[first : first + _IDS_TOGETHER])
+        found.update((event_id, body_hash.hex()) for event_id, body_hash in connection.execute(query.where(some)))
+    return found
 
 
 def latest_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
@@ -138,10 +194,28 @@ def page(connection: Connection, user_id: str, *, limit: int, before_seq: int | 
 
 
 def erase_user(connection: Connection, user_id: str) -> tuple[int, int]:
-    """Delete the user's events and recommendations; returns how many of each."""
-    gone = connection.execute(events.delete().where(events.c.user_id == user_id)).rowcount
+    """Delete the user's events, with their ids, and recommendations; returns how many of each."""
+    gone = list(connection.scalars(events.delete().where(events.c.user_id == user_id).returning(events.c.event_id)))
+    forget_ids(connection, gone)
     forgotten = connection.execute(recommendations.delete().where(recommendations.c.user_id == user_id)).rowcount
-    return gone, forgotten
+    return len(gone), forgotten
+
+
+def forget_ids(connection: Connection, ids: Sequence[str]) -> None:
+    """These ids may be used again."""
+    for first in range(0, len(ids), _IDS_TOGETHER):
+        some = one_of(connection, event_ids.c.event_id, ids[first : first + _IDS_TOGETHER])
+        connection.execute(event_ids.delete().where(some))
+
+
+def delete_through(connection: Connection, through_seq: int, limit: int) -> int:
+    """Delete the first `limit` events up to `through_seq`, with their ids; how many."""
+    query = sa.select(events.c.seq, events.c.event_id).where(events.c.seq <= through_seq)
+    found = connection.execute(query.order_by(events.c.seq).limit(limit)).all()
+    if found:
+        connection.execute(events.delete().where(events.c.seq <= found[-1].seq))
+        forget_ids(connection, [row.event_id for row in found])
+    return len(found)
 
 
 def window_interactions(

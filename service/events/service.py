@@ -19,11 +19,12 @@ from service.kit.db import Database
 from service.kit.fields import shown
 from service.telemetry import EVENTS, INGEST_SECONDS
 
-_SLICE = 1_000  # events in one transaction when an importer hands over more
 OnStored = Callable[[Sequence[Event]], None]
 """Told the events of each transaction once it has ended: they are stored, or nobody knows. Must not raise."""
 
-_ATTEMPTS = 4  # two batches that conflict on the same ids in opposite order: PostgreSQL ends one of them
+TOGETHER = 1_000
+"""Events in one transaction when a caller hands over more."""
+_ATTEMPTS = 4  # of a transaction that PostgreSQL ends because it and another, such as an erasure, wait for each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +70,19 @@ def ingest(
     clock_tolerance: timedelta,
     validate_only: bool = False,
     on_stored: OnStored = lambda events: None,
+    together: int = TOGETHER,
 ) -> IngestReport:
-    """Store events (parsed JSON objects, any number); committed when it returns.
+    """Store events (parsed JSON objects, any number); committed when it returns, `together` in a transaction.
 
     Each is accepted, a duplicate (same id and content) or rejected; one never decides over another. With
-    `validate_only` the same report is made and nothing is stored. Raises StoreUnavailable: events of earlier slices of
-    1,000 may be stored then, and sending all of them again is safe.
+    `validate_only` the same report is made and nothing is stored. Raises StoreUnavailable: events of earlier
+    transactions may be stored then, and sending all of them again is safe.
     """
     total = IngestReport(accepted=0, duplicates=0, rejected=[], unknown_items=0)
-    for start in range(0, len(events), _SLICE):
+    for start in range(0, len(events), together):
         now = clock()
         valid, rejected = check(
-            events[start : start + _SLICE], now=now, clock_tolerance=clock_tolerance, first_index=start
+            events[start : start + together], now=now, clock_tolerance=clock_tolerance, first_index=start
         )
         if validate_only:
             report = _rehearse(database, valid)
@@ -105,8 +107,7 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime, on_
         first.setdefault(checked.event.event_id, checked)
     if not first:
         return IngestReport(accepted=0, duplicates=0, rejected=[], unknown_items=0)
-    # In order of time, ties as they were sent, so that the sequence follows both. Two batches that hold the same events
-    # with equal times in unlike order can deadlock on PostgreSQL: hence the attempts.
+    # In order of time, ties as they were sent, so that the sequence follows both.
     ordered = sorted(first.values(), key=lambda c: (c.event.occurred_at, c.index))
     rows = [_row(checked, now) for checked in ordered]
     try:
@@ -199,7 +200,7 @@ def erase_user(
     """
     digest = hashlib.sha256(user_id.encode()).hexdigest()
     try:
-        with database.write() as connection:
+        with database.write(patient=True) as connection:
             gone, forgotten = repository.erase_user(connection, user_id)
             details = {"events": gone, "recommendations": forgotten}
             audit.append(

@@ -1,8 +1,11 @@
 """The store: one engine over SQLite or PostgreSQL, `read()` and `write()` transactions, portable column types."""
 
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from service.errors import ConfigurationError, StoreUnavailable
+from service.kit import postgres
+from service.kit.postgres import Limits
 
 metadata = sa.MetaData(
     naming_convention={
@@ -25,6 +30,10 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+PROBE_EVERY_S, PROBE_S = 0.25, 1.0
+"""While the server does not answer: the pause between two questions, and how long each waits."""
+GONE_S = 5.0
 
 Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER is a rowid alias on SQLite
@@ -53,43 +62,118 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 class Database:
     """Transactions over one store. Safe to share between threads, not across fork."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, lock_timeout_s: float = 10.0) -> None:
-        """Raises ConfigurationError for a URL that is not SQLite or PostgreSQL. Connects lazily."""
-        self.engine = _create_engine(url, pool_size, lock_timeout_s)
+    def __init__(self, url: str, limits: Limits | None = None, *, lock_timeout_s: float | None = None) -> None:
+        """lock_timeout_s: in place of the one in `limits`; connecting takes a third of it at most, 2 s at least.
+
+        Raises ConfigurationError for a URL that is not SQLite or PostgreSQL. Connects lazily.
+        """
+        limits = limits or Limits()
+        if lock_timeout_s is not None:
+            limits = replace(limits, lock_s=lock_timeout_s, pool_s=lock_timeout_s, connect_s=lock_timeout_s / 3)
+        self.engine = _create_engine(url, limits)
         self.dialect = self.engine.dialect.name
         self.url = self.engine.url
+        # Longer than any statement may take: the server itself must be gone.
+        self._within_s = limits.statement_s + GONE_S if limits.statement_s and self.dialect == "postgresql" else None
+        self._outage = _Outage(self.engine)
+
+    def within(self, seconds: float) -> "Database":
+        """The same store, for callers that cannot wait: on PostgreSQL a transaction ends in StoreUnavailable when the
+        server has not answered within `seconds`, and others then do at once until it answers again.
+
+        A commit that was cut off may have been done. SQLite's waits are those for its lock, as ever.
+        """
+        view = copy(self)
+        view._within_s = seconds if self.dialect == "postgresql" else None
+        return view
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads (one snapshot on SQLite). Raises StoreUnavailable."""
-        with self._transaction(writes=False) as connection:
+    def read(self, *, patient: bool = False) -> Iterator[Connection]:
+        """A transaction that only reads (one snapshot on SQLite). Raises StoreUnavailable.
+
+        patient: it may take longer than the limits on statements and answers.
+        """
+        with self._transaction(writes=False, patient=patient) as connection:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, patient: bool = False) -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises (BEGIN IMMEDIATE on SQLite).
 
-        Raises StoreUnavailable when the store cannot be reached or stays locked.
+        patient: as for `read`. Raises StoreUnavailable when the store cannot be reached or stays locked.
         """
-        with self._transaction(writes=True) as connection:
+        with self._transaction(writes=True, patient=patient) as connection:
             yield connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        try:
-            with self.engine.connect() as connection:
-                connection = connection.execution_options(adaptide_writes=writes)
-                with connection.begin():
-                    yield connection
-        except (OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-            raise StoreUnavailable(f"the database did not answer: {_brief(error)}", retry_after=1) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreUnavailable(f"the database connection was lost: {_brief(error)}", retry_after=1) from error
-            raise
+    def _transaction(self, *, writes: bool, patient: bool) -> Iterator[Connection]:
+        within_s = None if patient else self._within_s
+        if within_s is not None and self._outage.lasts:
+            raise StoreUnavailable("the database did not answer in time lately", retry_after=1)
+        with postgres.deadline(within_s) as deadline:
+            try:
+                with self.engine.connect() as connection:
+                    connection = connection.execution_options(adaptide_writes=writes, adaptide_patient=patient)
+                    with connection.begin():
+                        yield connection
+            except (OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+                if deadline is not None and deadline.passed:
+                    self._outage.begin()
+                raise self._unavailable(error) from error
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise self._unavailable(error, "the database connection was lost") from error
+                raise
+
+    def _unavailable(self, error: Exception, what: str = "the database did not answer") -> StoreUnavailable:
+        brief = _brief(error)
+        if self.dialect == "postgresql":
+            brief = postgres.explain(brief)
+        return StoreUnavailable(f"{what}: {brief}", retry_after=1)
+
+    def require_supported(self) -> None:
+        """Raises ConfigurationError for a server that is too old, StoreUnavailable when none answers."""
+        with self.read() as connection:
+            if self.dialect == "postgresql":
+                postgres.require_version(connection)
 
     def close(self) -> None:
+        self._outage.forget()
         self.engine.dispose()
+
+
+class _Outage:
+    """Whether the server has stopped answering: one thread asks it again and again, so that no caller has to."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._forgotten = threading.Event()
+        self.lasts = False
+
+    def begin(self) -> None:
+        with self._lock:
+            if self.lasts or self._forgotten.is_set():
+                return
+            self.lasts = True
+        threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
+
+    def forget(self) -> None:
+        self._forgotten.set()
+
+    def _probe(self) -> None:
+        # At once: where it was one statement that was slow, others are held up for a moment only.
+        while not self._answers() and not self._forgotten.wait(PROBE_EVERY_S):
+            pass
+        self.lasts = False
+
+    def _answers(self) -> bool:
+        try:
+            with postgres.deadline(PROBE_S), self._engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+        except (sa.exc.SQLAlchemyError, OSError):
+            return False
+        return True
 
 
 def one_of(connection: Connection, column: sa.Column[str], values: Collection[str]) -> sa.ColumnElement[bool]:
@@ -109,7 +193,7 @@ def _brief(error: BaseException) -> str:
     return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
 
 
-def _create_engine(url: str, pool_size: int, lock_timeout_s: float) -> Engine:
+def _create_engine(url: str, limits: Limits) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -118,13 +202,13 @@ def _create_engine(url: str, pool_size: int, lock_timeout_s: float) -> Engine:
         ) from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
-        return _sqlite_engine(parsed, pool_size, lock_timeout_s)
+        return _sqlite_engine(parsed, limits)
     if backend == "postgresql":
-        return _postgres_engine(parsed, pool_size, lock_timeout_s)
+        return postgres.create_engine(parsed, limits, json_serializer=_dumps, json_deserializer=orjson.loads)
     raise ConfigurationError(f"ADAPTIDE_DATABASE_URL names {backend}; sqlite and postgresql are supported")
 
 
-def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine:
+def _sqlite_engine(url: sa.URL, limits: Limits) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigurationError(
             "an in-memory SQLite database is lost with its connection; name a file: sqlite:///PATH"
@@ -133,9 +217,10 @@ def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine
     engine = sa.create_engine(
         url,
         poolclass=sa.pool.QueuePool,
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        connect_args={"timeout": lock_timeout_s, "check_same_thread": False},
+        pool_size=limits.pool_size,
+        max_overflow=limits.pool_overflow,
+        pool_timeout=limits.pool_s,
+        connect_args={"timeout": limits.lock_s, "check_same_thread": False},
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
     )
@@ -161,27 +246,6 @@ def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
-
-
-def _postgres_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine:
-    milliseconds = int(lock_timeout_s * 1000)
-    try:
-        return sa.create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_timeout=lock_timeout_s,
-            pool_pre_ping=True,
-            connect_args={
-                "connect_timeout": max(2, int(lock_timeout_s / 3)),
-                "options": f"-c lock_timeout={milliseconds} -c timezone=UTC "
-                "-c idle_in_transaction_session_timeout=60000",
-            },
-            json_serializer=_dumps,
-            json_deserializer=orjson.loads,
-        )
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("PostgreSQL needs the driver: pip install 'adaptide[postgres]'") from error
 
 
 def _dumps(value: Any) -> str:

@@ -56,7 +56,7 @@ class PopularityFollower:
         """
         grown = self._from_nothing_at is None and self._begin()
         while True:
-            with self._database.read() as connection:
+            with self._database.read(patient=True) as connection:
                 rows = repository.interactions_after(connection, self._through_seq, PAGE)
             wanted = [(r.item_id, r.occurred_at) for r in rows if r.event_type not in self._ignored_types]
             grown |= self._popularity.add(wanted) > 0

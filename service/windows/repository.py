@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from service.events.tables import events
-from service.windows.states import Pending, SealedBecause, WindowState
+from service.windows.states import TERMINAL, Pending, SealedBecause, WindowState
 from service.windows.tables import evaluations, windows
 
 
@@ -61,7 +61,9 @@ def lock_event_order(connection: Connection, timeout_s: float) -> None:
     it commits; SHARE conflicts with that, so this waits for each writer in flight and makes new ones wait before they
     take a number (the sequence has no cache, and the lock comes before nextval). SHARE does not conflict with itself,
     so two sealers are kept apart by the lock on windows. While this waits, writers queue behind it: hence the short
-    timeout, after which the caller tries again later. On SQLite the transaction is BEGIN IMMEDIATE: no other writes.
+    timeout, after which the caller tries again later. Every write goes through `events` itself and so holds its lock:
+    those of its partitions need not be taken, however many there are. On SQLite the transaction is BEGIN IMMEDIATE: no
+    other writes.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(
@@ -69,7 +71,7 @@ def lock_event_order(connection: Connection, timeout_s: float) -> None:
             {"milliseconds": str(int(timeout_s * 1000))},
         )
         connection.execute(sa.text("LOCK TABLE windows IN SHARE ROW EXCLUSIVE MODE"))
-        connection.execute(sa.text("LOCK TABLE events IN SHARE MODE"))
+        connection.execute(sa.text("LOCK TABLE ONLY events IN SHARE MODE"))
 
 
 def last_through_seq(connection: Connection) -> int:
@@ -78,13 +80,27 @@ def last_through_seq(connection: Connection) -> int:
     return highest
 
 
+def finished_through(connection: Connection, sealed_before: datetime, attempts: int) -> int:
+    """The last event of the windows that were sealed before then and are done with, as all before them are; 0: none.
+
+    attempts: a window that failed so often is done with.
+    """
+    done = sa.or_(
+        windows.c.state.in_([state.value for state in TERMINAL]),
+        sa.and_(windows.c.state == WindowState.FAILED.value, windows.c.attempts >= attempts),
+    )
+    first = sa.select(sa.func.min(windows.c.after_seq)).where(sa.or_(windows.c.sealed_at >= sealed_before, ~done))
+    through: int | None = connection.scalar(first)
+    return last_through_seq(connection) if through is None else through
+
+
 def read_pending(connection: Connection, limit: int) -> Pending:
     """The open window, counted up to `limit` events."""
     after = last_through_seq(connection)
     unsealed = sa.select(events.c.received_at).where(events.c.seq > after)
     first = connection.execute(unsealed.order_by(events.c.seq).limit(1)).scalar_one_or_none()
     # Bounded, so that a long backlog does not make each tick slower.
-    rows = sa.select(events.c.seq).where(events.c.seq > after).limit(limit).subquery()
+    rows = sa.select(events.c.seq).where(events.c.seq > after).order_by(events.c.seq).limit(limit).subquery()
     count = connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one()
     return Pending(after, count, first)
 

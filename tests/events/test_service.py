@@ -160,6 +160,35 @@ def test_more_than_a_slice_is_stored_and_indexed_from_the_start_of_all(database:
     assert report.rejected[0].index == 2_200
 
 
+def test_a_copied_batch_is_what_a_small_one_would_have_been(database: Database) -> None:
+    """Enough events in one transaction for COPY: the same outcomes, values and order."""
+    awkward = event(
+        "awkward",
+        user="tab\u2028'\"\\N",
+        item="\\.",
+        value=1e308,
+        position=10_000,
+        properties={"text": 'line\nbreak\ttab \\ "quoted" \U0001f600', "largest": 2**63 - 1, "null": None},
+        recommendation_id="01890a5d-ac96-774b-bcce-b302099a8057",
+    )
+    send(database, event("old"), event("clash"))
+    many = [event(f"e{n:04}", minute=n % 60) for n in range(2_100)]
+    sent: list[object] = [*many, awkward, event("old"), event("clash", item="other"), many[7], "no event"]
+    report = ingest(database, sent, clock=SetClock(), clock_tolerance=TOLERANCE, together=5_000)
+    assert counts(report) == (2_101, 2, 2)
+    assert [(r.index, r.code) for r in report.rejected] == [(2_102, "event_id_conflict"), (2_104, "invalid_event")]
+    in_order = sorted(range(2_100), key=lambda n: (n % 60, n))
+    expected = [f"e{n:04}" for n in in_order]
+    expected.insert(sum(n % 60 == 0 for n in range(2_100)), "awkward")
+    assert stored_ids(database) == ["old", "clash", *expected]
+    [found] = history(database, "tab\u2028'\"\\N", limit=5, before_seq=None).events
+    assert (found.item_id, found.value, found.position) == ("\\.", 1e308, 10_000)
+    assert found.properties == awkward["properties"]
+    assert found.recommendation_id == awkward["recommendation_id"]
+    again = ingest(database, sent, clock=SetClock(), clock_tolerance=TOLERANCE, together=5_000)
+    assert counts(again) == (0, 2_103, 2)
+
+
 def test_concurrent_overlapping_batches_store_each_event_once_and_find_every_conflict(database: Database) -> None:
     draw = random.Random(7)
     distinct = [event(f"e{i:03}", user=f"u{i % 7}", minute=i % 60) for i in range(400)]

@@ -11,17 +11,18 @@ from service.catalog import repository as catalog
 from service.errors import ConfigurationError
 from service.events import repository
 from service.events.repository import PopularityKey
-from service.events.service import history
+from service.events.service import erase_user, history, ingest
 from service.kit import migrate
 from service.kit.db import Database
-from service.tables import metadata
+from service.tables import declared, metadata
 from tests import worlds
 from tests.conftest import SetClock
 
 
 def differences(database: Database) -> list[object]:
     with database.read() as connection:
-        found: list[object] = compare_metadata(MigrationContext.configure(connection), metadata)
+        context = MigrationContext.configure(connection, opts={"include_name": declared})
+        found: list[object] = compare_metadata(context, metadata)
     return found
 
 
@@ -84,6 +85,44 @@ def test_the_third_version_comes_and_goes_and_every_item_keeps_its_codes(databas
             assert catalog.taken_codes(connection, "b-1", {(1, 0, 0), (2, 0, 0)}) == {(1, 0, 0, 1), (2, 0, 0, 2)}
             assert [item.item_id for item in catalog.without_codes(connection, "b-1")] == ["i03", "i04"]
     assert differences(database) == []
+
+
+def test_the_fourth_version_comes_and_goes_and_every_event_keeps_its_number_and_its_id(
+    database: Database, clock: SetClock
+) -> None:
+    properties = {"nested": [1, "ä", None]}
+    sent = [worlds.event(f"e{n}", f"u{n % 3}", f"i{n}", worlds.START + timedelta(minutes=n)) for n in range(30)]
+    sent[7] |= {"value": 0.1, "position": 3, "properties": properties}
+    worlds.send(database, clock, sent)
+    erase_user(database, "u2", clock=clock, actor="tests")  # gaps, one of them at the end
+    before = [history(database, f"u{n}", limit=50, before_seq=None) for n in range(3)]
+
+    migrate.downgrade(database, "0003")
+    with database.read() as connection:
+        names = set(sa.inspect(connection).get_table_names())
+        hashes = list(connection.scalars(sa.text("SELECT body_hash FROM events ORDER BY seq")))
+    assert not {name for name in names if name.startswith("event_") or name.startswith("events_")}
+    assert len(hashes) == 20
+    assert {len(own) for own in hashes} == {64}
+    columns = "event_id, body_hash, user_id, item_id, event_type, occurred_at, received_at"
+    with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
+        connection.exec_driver_sql(f"INSERT INTO events ({columns}) SELECT {columns} FROM events LIMIT 1")  # noqa: S608
+
+    migrate.upgrade(database)
+    assert differences(database) == []
+    assert [history(database, f"u{n}", limit=50, before_seq=None) for n in range(3)] == before
+    report = ingest(
+        database,
+        [sent[0], sent[7], sent[1] | {"item_id": "other"}, sent[2], worlds.event("new", "u0", "i", worlds.START)],
+        clock=clock,
+        clock_tolerance=timedelta(minutes=5),
+    )
+    assert (report.accepted, report.duplicates, len(report.rejected)) == (2, 2, 1)  # u2's were forgotten
+    with database.read() as connection:
+        assert repository.interactions_after(connection, 0, 1)[0].seq == 1
+        later = [row.seq for row in repository.interactions_after(connection, 29, 9)]
+    assert len(later) == 2
+    assert later[0] > 30  # which an erased event had
 
 
 def test_a_store_of_another_version_is_refused_with_the_command_that_helps(database: Database) -> None:

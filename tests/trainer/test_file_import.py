@@ -59,7 +59,7 @@ def test_more_items_than_a_batch_all_arrive(database: Database, clock: SetClock,
     batches: list[int] = []
     report = import_items(database, clock, table, lambda: batches.append(table.done))
     assert report.outcomes["created"] == 1_001
-    assert len(batches) == 3
+    assert len(batches) == (1 if database.dialect == "postgresql" else 3)
     assert batches[-1] == table.size
 
 
@@ -140,3 +140,21 @@ def test_a_report_keeps_a_thousand_refusals_and_counts_them_all() -> None:
     assert report.refused == 1_500
     assert len(report.refusals) == 1_000
     assert report.refusals[0] == Refusal(0, "invalid_event", "wrong")
+
+
+def test_a_file_of_several_batches_is_imported_whole_with_its_refusals_in_order(
+    database: Database, clock: SetClock, tmp_path: Path
+) -> None:
+    lines = [f"e{n},u{n % 9},i{n % 7},{n}" for n in range(10_040)]
+    lines[3] = "e3,u,i,soon"
+    lines[10_020] = "e5,u,other,7"  # e5's again, from the first batch, with other content
+    lines[10_030] = lines[4]
+    table = csv(tmp_path, "event_id,user_id,item_id,timestamp\n" + "\n".join(lines))
+    report = take_events(database, clock, table)
+    assert report.outcomes == {"accepted": 10_037, "duplicates": 1}
+    assert [(refusal.line, refusal.code) for refusal in report.refusals] == [
+        (5, "invalid_event"),
+        (10_022, "event_id_conflict"),
+    ]
+    assert take_events(database, clock, table).outcomes == {"accepted": 0, "duplicates": 10_038}
+    assert len(stored(database, "seq")) == 10_037

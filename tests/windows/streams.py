@@ -17,7 +17,6 @@ def insert_events(connection: Connection, count: int, received_at: datetime = NO
     rows = [
         {
             "event_id": str(uuid.uuid4()),
-            "body_hash": "0" * 64,
             "user_id": "u",
             "item_id": "i",
             "event_type": "view",

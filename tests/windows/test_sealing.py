@@ -1,8 +1,11 @@
 """Each acknowledged event is in exactly one window, however writers and sealers interleave."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,11 +15,13 @@ from service.adapters.repository import NewBase
 from service.adapters.service import read_registry
 from service.audit.tables import audit_log
 from service.errors import Conflict, StoreUnavailable
+from service.events.partitions import WIDTH
 from service.kit.db import Database
 from service.settings import Settings
 from service.windows import service
 from service.windows.repository import Window
 from service.windows.states import SealedBecause, WindowState
+from tests import worlds
 from tests.adapters.tiny import EARLIER, Shelf
 from tests.conftest import SetClock
 from tests.windows.streams import NOON, all_sequences, insert_events, write_events
@@ -172,6 +177,92 @@ def test_no_event_is_lost_or_doubled_between_writers_and_sealers(
     in_windows = [[s for s in stored if w.after_seq < s <= w.through_seq] for w in found]
     assert [len(part) for part in in_windows] == [window.events for window in found]
     assert sorted(acknowledged) == [s for part in in_windows for s in part]
+
+
+WRITER = """
+import random, sys, time
+from service.kit.db import Database
+from service.events import repository
+from tests.windows.streams import NOON
+
+url, name, seed, left = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+draw, database = random.Random(seed), Database(url)
+while left:
+    count = min(left, draw.randint(1, 12))
+    rows = [
+        {"event_id": f"{name}-{left - n}", "body_hash": "0" * 64, "user_id": name, "item_id": "i", "event_type": "view",
+         "occurred_at": NOON, "received_at": NOON, "value": None, "recommendation_id": None, "position": None,
+         "properties": None}
+        for n in range(count)
+    ]
+    with database.write() as connection:
+        repository.insert_new(connection, rows)
+        time.sleep(draw.random() * 0.02)  # numbers are taken, the commit comes later
+    print(*(row["event_id"] for row in rows), flush=True)  # acknowledged
+    left -= count
+"""
+
+
+@pytest.mark.timeout(180)
+def test_processes_that_write_out_of_order_over_a_partitions_edge_lose_and_double_nothing(
+    database: Database, clock: SetClock, settings: Settings
+) -> None:
+    """RELIABILITY 4, small: 4 writer processes, one of them killed, and 2 sealers; windows and acknowledged agree."""
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    with database.write() as connection:
+        connection.execute(sa.text("SELECT setval('events_seq_seq', :seq)"), {"seq": WIDTH - 300})
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    done = threading.Event()
+
+    def keep_sealing(because: SealedBecause) -> None:
+        while not done.is_set():
+            try:
+                service.seal(database, clock, settings, because)
+            except StoreUnavailable:
+                continue
+
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", WRITER, url, f"w{seed}", str(seed), "100000" if seed == 3 else "250"],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for seed in range(4)
+        ]
+        reasons = (SealedBecause.COUNT, SealedBecause.MANUAL)
+        sealers = [threading.Thread(target=keep_sealing, args=(because,)) for because in reasons]
+        for thread in sealers:
+            thread.start()
+        said = [writer.communicate()[0] for writer in writers[:3]]
+        writers[3].kill()
+        said.append(writers[3].communicate()[0])
+        done.set()
+        for thread in sealers:
+            thread.join()
+    assert [writer.returncode for writer in writers[:3]] == [0, 0, 0]
+    worlds.eventually(lambda: service.horizon(database) > 0, 10)  # the killed writer's transaction has ended
+    service.seal(database, clock, settings, SealedBecause.MANUAL)
+
+    # What the killed one had written in half a line was not acknowledged; what it had not said may be stored.
+    acknowledged = [one for text in said for line in text.splitlines(True) if line[-1:] == "\n" for one in line.split()]
+    found = windows_of(database, settings)
+    ends = [0] + [window.through_seq for window in found]
+    assert [window.after_seq for window in found] == ends[:-1]
+    with database.read() as connection:
+        stored = {one: seq for one, seq in connection.execute(sa.text("SELECT event_id, seq FROM events"))}
+    in_windows = [sum(w.after_seq < seq <= w.through_seq for seq in stored.values()) for w in found]
+    assert in_windows == [window.events for window in found]
+    assert sum(in_windows) == len(stored)
+    assert len(set(acknowledged)) == len(acknowledged) >= 750
+    assert set(acknowledged) <= stored.keys()
+    assert {name for name in stored if not name.startswith("w3")} == {
+        name for name in acknowledged if not name.startswith("w3")
+    }
+    assert min(stored.values()) <= WIDTH < max(stored.values())
 
 
 @pytest.mark.timeout(60)
