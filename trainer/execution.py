@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
 from trainer.layout import Size, sequence_length
-from trainer.lora import AdaptedLinear
+from trainer.lora import ADDING, AdaptedLinear
 
 FEW_LENGTHS, ALIGNED = 4, 32
 FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
@@ -32,7 +32,6 @@ MEMORY_SHARE = 0.6
 """Of the free memory for activations: several workers may share a GPU."""
 COMPILING_PAYS = 2e16
 """Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
-DROPPED = ("o_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def can_compile(backbone: Backbone, residual_dropout: float = 0.0) -> bool:
     if any(isinstance(own, AdaptedLinear) and own.observer is not None for own in linears.values()):
         return False
     return not residual_dropout or all(
-        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(DROPPED)
+        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(ADDING)
     )
 
 
@@ -129,7 +128,7 @@ def executing(backbone: Backbone, execution: Execution, residual_dropout: float 
     dropping: list[AdaptedLinear] = []
     if execution.compiled and residual_dropout:
         named = backbone.decoder.named_modules()
-        dropping = [own for name, own in named if name.endswith(DROPPED) and isinstance(own, AdaptedLinear)]
+        dropping = [own for name, own in named if name.endswith(ADDING) and isinstance(own, AdaptedLinear)]
     for own in dropping:
         own.output_dropout = residual_dropout
     if blocks:
