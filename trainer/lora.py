@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from service.adapters.lora import Dimensions
 from service.generation.backbone import LINEAR, LORA_PREFIX, Backbone, weight_of
 from trainer.dropout import dropout
 
@@ -67,6 +68,13 @@ def has_experts(model: PreTrainedModel) -> bool:
 def is_transposed(model: PreTrainedModel) -> bool:
     """Whether the adapted layers store their weights as [in, out]."""
     return any(isinstance(layer, Conv1D) for layer in adaptable(model).values())
+
+
+def dimensions_of(model: PreTrainedModel) -> Dimensions:
+    """What an adapter of this model must look like."""
+    layers = adaptable(model)
+    shapes = {name: tuple(weight_of(layer).shape) for name, layer in layers.items()}
+    return Dimensions({name: (rows, columns) for name, (rows, columns) in shapes.items()}, is_transposed(model))
 
 
 class LoraBackbone:
@@ -146,7 +154,12 @@ class AdaptedLinear(nn.Module):
     current: tuple[Tensor, Tensor]  # a tuple, so that torch does not take the tensors for parameters of this module
 
     def __init__(
-        self, name: str, base: nn.Linear | Conv1D, scale: float, dropout: float, refresh: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        base: nn.Linear | Conv1D,
+        scale: float,
+        dropout: float,
+        refresh: Callable[[], None] = lambda: None,
     ) -> None:
         """refresh: sets the A and B of the moment in this and all other layers of the adapter."""
         super().__init__()

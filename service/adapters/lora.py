@@ -26,7 +26,9 @@ MOST_LAYERS = 10_000
 PEFT_PREFIX = "base_model.model."
 
 _MODULE = re.compile(r"[A-Za-z_]\w{0,63}(\.\w{1,64}){0,15}", re.ASCII)
-_NAME = re.compile(r"base_model\.model\.[A-Za-z_]\w{0,63}(\.([A-Za-z_]\w{0,63}|0|[1-9]\d{0,4})){0,15}\.lora_[AB]\.weight")
+_NAME = re.compile(
+    r"base_model\.model\.[A-Za-z_]\w{0,63}(\.([A-Za-z_]\w{0,63}|0|[1-9]\d{0,4})){0,15}\.lora_[AB]\.weight"
+)
 
 # Keys of PEFT's LoraConfig that say nothing about what is computed at inference.
 _FREE = {"peft_version", "lora_dropout", "inference_mode", "qalora_group_size"}

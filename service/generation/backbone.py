@@ -78,6 +78,25 @@ class Backbone:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest sequence that the model reads as it was trained; None where it does not say.
+
+        Behind a window of attention (Mistral, Gemma) the masks here would show it more than it ever saw.
+        """
+        config = self.model.config
+        names = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
+        said = [getattr(config, name, None) for name in names]
+        return min((own for own in said if isinstance(own, int) and own > 0), default=None)
+
+    @property
+    def most_items(self) -> int | None:
+        """Items of the longest prompt that fits with a target's codes behind it; below 0: not even the fixed text."""
+        if self.most_tokens is None:
+            return None
+        item = LEVELS + len(self.prompt.between)
+        return (self.most_tokens - self.prompt.length(1) - (LEVELS - 1)) // item + 1
+
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """The model's logits of one level's codes, [..., 256], from last hidden states [..., hidden]."""
         products = (hidden @ self.head[level].T).to(torch.promote_types(hidden.dtype, torch.float32))

@@ -28,8 +28,6 @@ from trainer.language_model import (
     AFTER,
     BEFORE,
     BETWEEN,
-    PACKAGE,
-    SMOLLM2,
     add_code_tokens,
     instruction_prompt,
     load_language_model,
@@ -37,6 +35,7 @@ from trainer.language_model import (
     save_language_model,
     token_rows,
 )
+from trainer.language_source import PACKAGE, SMOLLM2
 
 HISTORY = np.array([[0, 1, 2, 3], [255, 254, 253, 252], [17, 17, 17, 17], [0, 1, 2, 3]], dtype=np.int16)
 
