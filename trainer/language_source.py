@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +61,10 @@ def _check_folder(source: str, folder: Path) -> None:
         raise _refused(source, f"{held}; load it where you trust it and save it with save_pretrained, as safetensors")
     if not names.intersection(_TOKENIZER_FILES):
         raise _refused(source, "is a folder without a tokenizer; put the model's tokenizer files beside its weights")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _refused(source, f"has a config.json that is no JSON ({error})") from error
     if isinstance(config, dict) and config.get("quantization_config"):
         raise _refused(source, "holds quantised weights, which cannot be trained; take the model as it was before")
 
@@ -99,7 +103,7 @@ def _load(source: str, *, local_files_only: bool) -> Opened:
         )
     except GatedRepoError as error:
         raise _refused(source, _GATED) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         if isinstance(error.__cause__, GatedRepoError):
             raise _refused(source, _GATED) from error
         if local_files_only and not Path(source).is_dir():
