@@ -23,10 +23,11 @@ from service.generation.torch_engine import TorchEngine, TorchModel
 from tests.architectures import FAMILIES, MIXTURES, TRANSPOSED, make
 from tests.language_models import byte_tokenizer, saved
 from trainer.examples import TrainingSequence
+from trainer.execution import Execution, executing
 from trainer.fit import sequence_loss
 from trainer.language_check import check_layers, check_passes
 from trainer.language_model import load_language_model, save_language_model
-from trainer.lora import LoraBackbone, adaptable, dimensions_of, is_transposed, save_adapter
+from trainer.lora import ADDING, LoraBackbone, adaptable, dimensions_of, is_transposed, save_adapter
 
 torch.set_num_threads(1)  # models this small only wait for one another's threads
 FIRST = 40
@@ -121,6 +122,39 @@ def separately(backbone: Backbone) -> Tensor:
             rows = [logits[level, start : start + CODES] for level, start in enumerate(PROMPT.offsets.tolist())]
             losses.append(nn.functional.cross_entropy(torch.stack(rows), torch.from_numpy(own), reduction="sum"))
     return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "falcon", "mixtral"])
+def test_blocks_that_are_recomputed_give_the_same_gradients(family: str) -> None:
+    backbone = backbone_of(family)
+    lora = LoraBackbone(backbone, rank=4, alpha=8, dropout=0.0, seed=0)
+    lora.load(adapter_of(make(family, VOCABULARY)))
+    parameters = list(lora.parameters.values())
+    expected = torch.autograd.grad(sequence_loss(backbone, BATCH, ITEMS)[0], parameters)
+    layer = next(iter(lora.layers.values()))
+    calls = []
+    hook = layer.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    with executing(backbone, Execution(checkpoint=True)):
+        found = torch.autograd.grad(sequence_loss(backbone, BATCH, ITEMS)[0], parameters)
+    hook.remove()
+
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other)
+    assert len(calls) == 2  # forward, and again in the backward pass
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "phi3"])
+def test_dropout_falls_on_what_attention_and_mlp_add_in_every_block(family: str) -> None:
+    backbone = backbone_of(family)
+    backbone.model.train(True)
+    for module in backbone.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(0)
+    plain, dropped, other = (sequence_loss(backbone, BATCH, ITEMS, 0.0, rate)[0].item() for rate in (0.0, 0.5, 0.5))
+    assert len({round(loss, 6) for loss in (plain, dropped, other)}) == 3
+    adding = [name for name in adaptable(backbone.model) if name.endswith(ADDING)]
+    assert len(adding) == 4  # two a block
 
 
 @every_family
