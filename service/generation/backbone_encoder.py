@@ -28,9 +28,9 @@ class BackboneEncoder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
         self._decoder: nn.Module = model.base_model
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers
         # What the head reads: the last states of some OPT are narrower than its hidden size.
-        self._device, self._hidden = model.device, int(head.weight.shape[1])
+        rows: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]  # transformers
+        self._device, self._hidden = model.device, rows.shape[1]
         self._tokenizer, self._batch_size = tokenizer, batch_size
 
     @classmethod

@@ -20,6 +20,7 @@ from service.generation.llama import pack
 from service.generation.prompt import Prompt
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchEngine, TorchModel
+from service.settings import GroupBy
 from tests.architectures import FAMILIES, MIXTURES, TRANSPOSED, make
 from tests.language_models import byte_tokenizer, saved
 from trainer.examples import TrainingSequence
@@ -28,6 +29,7 @@ from trainer.fit import sequence_loss
 from trainer.language_check import check_layers, check_passes
 from trainer.language_model import load_language_model, save_language_model
 from trainer.lora import ADDING, LoraBackbone, adaptable, dimensions_of, is_transposed, save_adapter
+from trainer.proximal import groups
 
 torch.set_num_threads(1)  # models this small only wait for one another's threads
 FIRST = 40
@@ -198,6 +200,12 @@ def test_the_model_is_accepted_saved_published_and_served_with_its_adapter(famil
     save_adapter(tmp_path / "fewer", fewer, scale=SCALE, transposed=base.dimensions.transposed)
     with pytest.raises(ArtifactError, match="is missing"):
         store.publish_adapter(tmp_path / "fewer", {"base_id": base.base_id})
+
+
+@every_family
+def test_the_tensors_of_one_block_are_one_group_whatever_its_list_is_called(family: str) -> None:
+    grouped = groups(adapter_of(make(family, VOCABULARY)), GroupBy.LAYER)
+    assert sum(len(stacked) for stacked in grouped) == 2
 
 
 @pytest.mark.parametrize("family", sorted(MIXTURES))
