@@ -31,9 +31,10 @@ from trainer.evaluation import metrics, model_ranks, popularity_ranks
 from trainer.examples import Examples, build_examples, sample_cases
 from trainer.fit import FitConfig, FitReport
 from trainer.language_base import TrainMode, train_language_base
+from trainer.language_check import check_passes
 from trainer.language_model import LanguageModel, load_language_model, save_language_model
 from trainer.learn import Steps, served
-from trainer.lora import LoraBackbone, save_adapter
+from trainer.lora import LoraBackbone, is_transposed, save_adapter
 from trainer.methods.base import Adapter
 from trainer.progress import Report, silent
 from trainer.recipe import TINY, BaseRecipe
@@ -133,12 +134,14 @@ def build_base(
 def open_language_model(recipe: BaseRecipe, settings: Settings) -> LanguageModel | None:
     """What the recipe starts from, on its device; None for tiny.
 
-    Called before anything else: one that cannot be had should not cost an hour first. Raises ConfigurationError.
+    Called before anything else: one that cannot be had, or cannot do what is asked of it, should not cost an hour
+    first. Raises ConfigurationError.
     """
     if recipe.language is None:
         return None
     found = load_language_model(recipe.language.source, settings.seed)
     nn.Module.to(found.backbone.model, pick_device(settings.device))
+    check_passes(found.backbone, recipe.language.source, settings.history_items)
     return found
 
 
@@ -269,7 +272,8 @@ def _publish(
         lora = LoraBackbone(trained.backbone, rank=rank, alpha=alpha, dropout=dropout, seed=settings.seed)
         tensors = lora.tensors()
         lora.unwrap()
-    save_adapter(folder / "adapter", tensors, scale=alpha / rank, dropout=dropout)
+    transposed = is_transposed(trained.backbone.model)
+    save_adapter(folder / "adapter", tensors, scale=alpha / rank, dropout=dropout, transposed=transposed)
     adapter = artifacts.publish_adapter(folder / "adapter", {"base_id": base.id, "method": method}, 0)
     return (
         NewBase(base.id, base.digest, metrics=measured),

@@ -34,7 +34,8 @@ from trainer.examples import TrainingSequence
 from trainer.execution import AS_IT_COMES, Execution, executing, plan
 from trainer.fit import add_gradients
 from trainer.flops import training_flops
-from trainer.language_model import SMOLLM2, load_language_model
+from trainer.language_model import load_language_model
+from trainer.language_source import SMOLLM2
 from trainer.lora import TARGET_MODULES, LoraBackbone
 from trainer.tiny import TinyConfig, low_precision_pays, new_tiny
 from trainer.turns import in_turns

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from service.generation.backbone import Backbone
+from service.generation.passes import added_mask
 from trainer.dropout import dropout
 from trainer.layout import Layout, visible
 from trainer.llama_decoder import decode_llama, decodes
+from trainer.lora import ADDING
 
 
 def decode_tokens(
@@ -65,9 +67,8 @@ def decode(
     halved = width.itemsize < 4 and inputs.is_cuda
     if halved:  # then the residual stream is in the weights' type too, as it is served, and nothing is cast on the way
         inputs = inputs.to(width)
-    if visible is not None:  # added to the scores: every kind of attention takes it so
-        mask = torch.zeros(visible.shape, dtype=inputs.dtype, device=inputs.device)
-        mask = mask.masked_fill_(~visible, -torch.inf)[:, None]
+    if visible is not None:
+        mask = added_mask(visible, inputs.dtype)
     products = torch.autocast("cuda", enabled=False) if halved else nullcontext()
     with _matrix_attention(backbone), _dropping(backbone, rate), products:
         hidden: Tensor = decoder(
@@ -97,8 +98,7 @@ def _dropping(backbone: Backbone, rate: float) -> Iterator[None]:
     def hook(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return dropout(output, rate, training=True)
 
-    names = ("o_proj", "down_proj")
-    found = [m for n, m in backbone.model.named_modules() if n.endswith(names)] if rate else []
+    found = [m for n, m in backbone.decoder.named_modules() if n.endswith(ADDING)] if rate else []
     handles = [module.register_forward_hook(hook) for module in found]
     try:
         yield

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
 from trainer.layout import Size, sequence_length
-from trainer.lora import AdaptedLinear
+from trainer.lora import ADDING, AdaptedLinear, blocks
 
 FEW_LENGTHS, ALIGNED = 4, 32
 FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
@@ -32,7 +32,6 @@ MEMORY_SHARE = 0.6
 """Of the free memory for activations: several workers may share a GPU."""
 COMPILING_PAYS = 2e16
 """Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
-DROPPED = ("o_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def can_compile(backbone: Backbone, residual_dropout: float = 0.0) -> bool:
     if any(isinstance(own, AdaptedLinear) and own.observer is not None for own in linears.values()):
         return False
     return not residual_dropout or all(
-        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(DROPPED)
+        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(ADDING)
     )
 
 
@@ -125,28 +124,28 @@ def executing(backbone: Backbone, execution: Execution, residual_dropout: float 
 
     Yields the residual dropout that is left for the forward pass to apply: 0 where the compiled layers do it.
     """
-    blocks = _blocks(backbone) if execution.compiled or execution.checkpoint else []
+    own_blocks = _blocks(backbone) if execution.compiled or execution.checkpoint else []
     dropping: list[AdaptedLinear] = []
     if execution.compiled and residual_dropout:
         named = backbone.decoder.named_modules()
-        dropping = [own for name, own in named if name.endswith(DROPPED) and isinstance(own, AdaptedLinear)]
+        dropping = [own for name, own in named if name.endswith(ADDING) and isinstance(own, AdaptedLinear)]
     for own in dropping:
         own.output_dropout = residual_dropout
-    if blocks:
-        plain = type(blocks[0]).forward
+    if own_blocks:
+        plain = type(own_blocks[0]).forward
         inner = torch.compile(plain, dynamic=False) if execution.compiled else plain
-        for block in blocks:  # a block's own forward hides its class's until the training is over
+        for block in own_blocks:  # a block's own forward hides its class's until the training is over
             block.forward = _training_forward(block, plain, inner, execution.checkpoint)
     config = backbone.model.config
     attention = config._attn_implementation
-    if blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
+    if own_blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
         config._attn_implementation = "eager"
     try:
         with torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else _nothing():
             yield 0.0 if dropping else residual_dropout
     finally:
         config._attn_implementation = attention
-        for block in blocks:
+        for block in own_blocks:
             del block.forward
         for own in dropping:
             own.output_dropout = 0.0
@@ -172,10 +171,9 @@ def _training_forward(
 
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:
-    """The decoder's blocks; none where it does not have them as most models do, all of one class."""
-    found = getattr(backbone.decoder, "layers", None)
-    blocks = list(found) if isinstance(found, nn.ModuleList) else []
-    return blocks if len({type(block) for block in blocks}) == 1 else []
+    """The decoder's blocks; none where they are not all of one class."""
+    found = [block for _, block in blocks(backbone.model)]
+    return found if len({type(block) for block in found}) == 1 else []
 
 
 def _block_parameters(backbone: Backbone) -> int:

@@ -205,10 +205,9 @@ def sequence_loss(
     device = backbone.device
     hidden = decode_tokens(backbone, layout, embedding_dropout, residual_dropout)
     hidden = hidden.flatten(0, 1)[to_device(layout.predicts, device)]  # [targets, 4, hidden]
-    logits = torch.einsum("nld,lcd->nlc", hidden, backbone.head.to(hidden.dtype))
+    logits = backbone.target_logits(hidden)
     labels = to_device(layout.labels, device)
     count = len(labels)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
     return loss, count
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from service.catalog.trie import CODES, LEVELS
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
 from trainer.layout import lay_out, visible
-from trainer.lora import TARGET_MODULES, AdaptedLinear
+from trainer.lora import adaptable
 
 
 def training_flops(
@@ -24,13 +23,7 @@ def training_flops(
     of each target's 4 levels. LoRA's own products, norms and embeddings, some per cent, are left out.
     """
     config = backbone.model.config
-    weights = sum(
-        module.weight.numel()
-        for name, module in backbone.decoder.named_modules()
-        if name.endswith(TARGET_MODULES)
-        for module in [module.base if isinstance(module, AdaptedLinear) else module]
-        if isinstance(module, nn.Linear)
-    )
+    weights = sum(layer.weight.numel() for layer in adaptable(backbone.model).values())
     tokens = pairs = targets = 0
     for sequence in sequences:
         layout = lay_out(backbone.prompt, [sequence], codes)

@@ -19,6 +19,7 @@ from service.settings import Settings
 from trainer.evaluation import validation_loss
 from trainer.examples import Case, Examples
 from trainer.fit import FitConfig, FitReport, Progress, fit
+from trainer.language_check import scale_of
 from trainer.language_model import LanguageModel, token_rows
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter
@@ -63,12 +64,13 @@ class _CodeEmbedding(nn.Module):
 
     def __init__(self, words: nn.Embedding, codes: nn.Parameter, first: int) -> None:
         super().__init__()
-        self.words, self.codes, self._first = words, codes, first
+        self.words, self.codes, self._first, self._scale = words, codes, first, scale_of(words)
 
     def forward(self, tokens: Tensor) -> Tensor:
         place = tokens - self._first
         is_code = (place >= 0) & (place < len(self.codes))
         codes = nn.functional.embedding(place.clamp(0, len(self.codes) - 1), self.codes)
+        codes = codes if self._scale in (None, 1.0) else codes * self._scale
         return torch.where(is_code[..., None], codes, self.words(tokens).to(codes.dtype))
 
 

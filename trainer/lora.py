@@ -10,11 +10,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from service.generation.backbone import LORA_PREFIX, Backbone
+from service.adapters.lora import Dimensions
+from service.generation.backbone import LINEAR, LORA_PREFIX, Backbone, weight_of
 from trainer.dropout import dropout
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Of a Llama. What another model has, `adaptable` finds."""
+ADDING = (
+    *("o_proj", "down_proj", "out_proj", "c_proj", "fc2", "dense", "dense_4h_to_h"),
+    *("fc_out", "wo", "w2"),
+)
+"""Last names, across architectures, of the layers whose outputs attention and MLP add to the residual stream."""
 LoraTensors = Mapping[str, Tensor]  # PEFT name -> lora_A [r, d_in] or lora_B [d_out, r]
 Observer = Callable[[str, Tensor], None]  # (module's PEFT name, its inputs [..., d_in], detached)
 
@@ -24,10 +33,48 @@ def names_of(module: str) -> tuple[str, str]:
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
-def adaptable(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that LoRA adapts, by name."""
-    found = [(n, m) for n, m in model.named_modules() if n.endswith(TARGET_MODULES)]
-    return {n: m for n, m in found if isinstance(m, nn.Linear)}
+def adaptable(model: PreTrainedModel) -> "dict[str, nn.Linear | Conv1D]":
+    """The layers that LoRA adapts, by name: every linear layer of every block, wrapped or not.
+
+    Of a mixture of experts those of attention alone: which expert sees a token is not an adapter's to change, and
+    experts are no layers of their own.
+    """
+    found: dict[str, nn.Linear | Conv1D] = {}
+    mixture = has_experts(model)
+    for block_name, block in blocks(model):
+        for name, module in block.named_modules():
+            own = module.base if isinstance(module, AdaptedLinear) else module
+            if not isinstance(own, LINEAR) or name.endswith(".base") or (mixture and "att" not in name):
+                continue
+            found[f"{block_name}.{name}"] = own
+    return found
+
+
+def blocks(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The decoder's blocks by name; none where it has no list of as many as its config says."""
+    count = getattr(model.config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [(f"{name}.{i}", block) for i, block in enumerate(module)]
+    return []
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether a block is a mixture of experts."""
+    named = (own for _, block in blocks(model) for own in block.named_modules())
+    return any(word in (name + type(own).__name__).lower() for name, own in named for word in ("expert", "moe"))
+
+
+def is_transposed(model: PreTrainedModel) -> bool:
+    """Whether the adapted layers store their weights as [in, out]."""
+    return any(isinstance(layer, Conv1D) for layer in adaptable(model).values())
+
+
+def dimensions_of(model: PreTrainedModel) -> Dimensions:
+    """What an adapter of this model must look like."""
+    layers = adaptable(model)
+    shapes = {name: tuple(weight_of(layer).shape) for name, layer in layers.items()}
+    return Dimensions({name: (rows, columns) for name, (rows, columns) in shapes.items()}, is_transposed(model))
 
 
 class LoraBackbone:
@@ -44,7 +91,7 @@ class LoraBackbone:
         self.parameters: dict[str, nn.Parameter] = {}
         self.layers: dict[str, AdaptedLinear] = {}
         for name, module in adaptable(backbone.model).items():
-            rows, columns = module.weight.shape
+            rows, columns = weight_of(module).shape
             peft_name = LORA_PREFIX + name
             bound = 1 / math.sqrt(columns)  # kaiming_uniform with a = sqrt(5), as PEFT initialises A
             a = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
@@ -107,7 +154,12 @@ class AdaptedLinear(nn.Module):
     current: tuple[Tensor, Tensor]  # a tuple, so that torch does not take the tensors for parameters of this module
 
     def __init__(
-        self, name: str, base: nn.Linear, scale: float, dropout: float, refresh: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        base: nn.Linear | Conv1D,
+        scale: float,
+        dropout: float,
+        refresh: Callable[[], None] = lambda: None,
     ) -> None:
         """refresh: sets the A and B of the moment in this and all other layers of the adapter."""
         super().__init__()
@@ -142,7 +194,7 @@ class AdaptedLinear(nn.Module):
     def merged(self) -> Tensor:
         """W + s B A [out, in], differentiable in A and B."""
         a, b = self.current
-        return torch.addmm(self.base.weight.to(b.dtype), b, a, alpha=self._scale)
+        return torch.addmm(weight_of(self.base).to(b.dtype), b, a, alpha=self._scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(self._product(x), self.output_dropout, self.training)
@@ -163,7 +215,7 @@ class AdaptedLinear(nn.Module):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
-            merged: Tensor = _Merged.apply(x.to(dtype), self.base.weight, a, b, self._scale)  # type: ignore[no-untyped-call]  # torch
+            merged: Tensor = _Merged.apply(x.to(dtype), weight_of(self.base), a, b, self._scale)  # type: ignore[no-untyped-call]  # torch
             return merged if self.base.bias is None else merged + self.base.bias.to(dtype)
 
 
@@ -190,8 +242,13 @@ class _Merged(torch.autograd.Function):
         return of_x, None, of_a, of_b, None
 
 
-def save_adapter(folder: Path, tensors: LoraTensors, *, scale: float, dropout: float = 0.0) -> None:
-    """Write adapter_config.json and adapter_model.safetensors as PEFT reads them; r is the tensors' own."""
+def save_adapter(
+    folder: Path, tensors: LoraTensors, *, scale: float, dropout: float = 0.0, transposed: bool = False
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT reads them; r is the tensors' own.
+
+    transposed: see is_transposed.
+    """
     from peft import LoraConfig  # seconds to import, and only what writes needs it
 
     rank = rank_of(tensors)
@@ -200,7 +257,8 @@ def save_adapter(folder: Path, tensors: LoraTensors, *, scale: float, dropout: f
         r=rank,
         lora_alpha=round(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]  # the service reads both
         lora_dropout=dropout,
-        target_modules=list(TARGET_MODULES),
+        target_modules=list({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
+        fan_in_fan_out=transposed,
         bias="none",
         task_type="CAUSAL_LM",
         inference_mode=True,

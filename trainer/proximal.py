@@ -35,7 +35,7 @@ def groups(tensors: LoraTensors, group_by: GroupBy) -> list[Tensor]:
         if group_by is GroupBy.MODULE:
             key = _module_of(name)
         elif group_by is GroupBy.LAYER:
-            found = re.search(r"\.layers\.(\d+)\.", name)
+            found = re.search(r"\.(\d+)\.", name)  # the block, whatever its list is called: layers, h, ..
             key = found[1] if found else name
         parts.setdefault(key, []).append(tensor.reshape(1, -1))
     by_length: dict[int, list[Tensor]] = {}

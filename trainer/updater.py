@@ -252,7 +252,13 @@ class Updater:
             "hyperparameters": hyperparameters,
         }
         with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
-            save_adapter(Path(folder), adapter.tensors, scale=adapter.scale, dropout=settings.lora_dropout)
+            save_adapter(
+                Path(folder),
+                adapter.tensors,
+                scale=adapter.scale,
+                dropout=settings.lora_dropout,
+                transposed=serving.base.dimensions.transposed,
+            )
             if adapter.state:
                 save_file(dict(adapter.state), Path(folder) / METHOD_STATE)
             published = self._artifacts.publish_adapter(Path(folder), metadata, window.window_id)

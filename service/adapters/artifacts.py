@@ -159,10 +159,7 @@ class ArtifactStore:
     def _dimensions(self, base_id: str, base_digest: str) -> Dimensions:
         path = self._base_path(base_id)
         manifest = self._manifest(path, base_digest, Kind.BASE)
-        if contents.MODEL_CONFIG not in manifest.files:
-            raise ArtifactError(f"base {base_id} has no {contents.MODEL_CONFIG}")
-        data = contents.read_listed(path, manifest, contents.MODEL_CONFIG, contents.MAX_TEXT_BYTES)
-        return Dimensions.of(contents.json_object(contents.MODEL_CONFIG, data))
+        return contents.read_dimensions(path, manifest)
 
     def _publish(self, source: Path, manifest: Manifest, published: Published) -> Published:
         if not published.path.exists():

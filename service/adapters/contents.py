@@ -12,7 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.adapters import manifest as manifests
-from service.adapters.lora import Dimensions, check_config, read_weights
+from service.adapters.lora import ADAPTED_LAYERS, Dimensions, check_config, read_weights
 from service.adapters.manifest import MANIFEST, Kind, Manifest
 from service.adapters.tensors import TensorInfo, decode_float32, header_length, is_finite, parse_header, read_all
 from service.errors import ArtifactError
@@ -20,6 +20,7 @@ from service.errors import ArtifactError
 BASE_ID = re.compile(r"b-[0-9a-f]{16}")
 VERSION = re.compile(r"a[0-9]{6,9}-[0-9a-f]{12}")
 MODEL_CONFIG = "model/config.json"
+MODEL_LAYERS = f"model/{ADAPTED_LAYERS}"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 METHOD_STATE = "method_state.safetensors"
@@ -110,7 +111,10 @@ def adapter_parts(
     if set(manifest.files) - {METHOD_STATE} != _ADAPTER_FILES:
         raise ArtifactError(f"it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     config = check_config(
-        json_object(ADAPTER_CONFIG, read_listed(path, manifest, ADAPTER_CONFIG, _MAX_CONFIG_BYTES)), base_id
+        json_object(ADAPTER_CONFIG, read_listed(path, manifest, ADAPTER_CONFIG, _MAX_CONFIG_BYTES)),
+        base_id,
+        dimensions.targets,
+        transposed=dimensions.transposed,
     )
     if METHOD_STATE in manifest.files:  # its bytes alone: what is in it was checked when it was published
         manifests.check_entry(path / METHOD_STATE, manifest.files[METHOD_STATE])
@@ -140,7 +144,6 @@ def check_base_files(path: Path, manifest: Manifest) -> Dimensions:
         raise ArtifactError(f"it needs {MODEL_CONFIG} and weights in model/*.safetensors")
     if sum(entry.size for entry in manifest.files.values()) > _MAX_BASE_BYTES:
         raise ArtifactError("it is too large")
-    config: dict[str, Any] = {}
     for name in manifest.files:
         if name.endswith(".safetensors"):
             read_header(path / name)
@@ -150,8 +153,15 @@ def check_base_files(path: Path, manifest: Manifest) -> Dimensions:
                 raise ArtifactError(
                     f"{name} asks for code of its own (auto_map); only built-in architectures are served"
                 )
-            config = value if name == MODEL_CONFIG else config
-    return Dimensions.of(config)
+    return read_dimensions(path, manifest)
+
+
+def read_dimensions(path: Path, manifest: Manifest) -> Dimensions:
+    """What the base says of its adapted layers; without that, a Llama's by its config. Raises ArtifactError."""
+    if MODEL_CONFIG not in manifest.files:
+        raise ArtifactError(f"it has no {MODEL_CONFIG}")
+    name, read = (MODEL_LAYERS, Dimensions.listed) if MODEL_LAYERS in manifest.files else (MODEL_CONFIG, Dimensions.of)
+    return read(json_object(name, read_listed(path, manifest, name, MAX_TEXT_BYTES)))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

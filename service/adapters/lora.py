@@ -1,6 +1,7 @@
 """What a plain LoRA for one base must look like: its configuration, names, shapes and the size of its numbers."""
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,14 @@ MAX_SCALE = 64.0  # alpha / r; the paper's is 2
 # Frobenius norm of one tensor. PEFT initialises A to about sqrt(r / 3): 1.6 at rank 8, 18 at rank 1024.
 MAX_NORM = 1_000.0
 
+ADAPTED_LAYERS = "adapted_layers.json"
+"""Beside a base's model whose adapters adapt other layers than a Llama's seven projections: which, and their sizes."""
+MOST_LAYERS = 10_000
+PEFT_PREFIX = "base_model.model."
+
+_MODULE = re.compile(r"[A-Za-z_]\w{0,63}(\.\w{1,64}){0,15}", re.ASCII)
 _NAME = re.compile(
-    r"base_model\.model\.model\.layers\.(0|[1-9]\d{0,4})\.(self_attn|mlp)\.([a-z]+_proj)\.lora_([AB])\.weight"
+    r"base_model\.model\.[A-Za-z_]\w{0,63}(\.([A-Za-z_]\w{0,63}|0|[1-9]\d{0,4})){0,15}\.lora_[AB]\.weight"
 )
 
 # Keys of PEFT's LoraConfig that say nothing about what is computed at inference.
@@ -36,60 +43,93 @@ _READ = {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha",
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The sizes of a base that decide an adapter's shapes."""
+    """The layers of a base that its adapters adapt: name of the module -> (rows, columns), by the base's own names.
 
-    layers: int
-    hidden: int
-    intermediate: int
-    attention: int
-    """heads x head size: rows of q_proj."""
-    key_value: int
-    """key-value heads x head size: rows of k_proj and v_proj."""
+    transposed: the base stores their weights as [columns, rows] (GPT-2), which PEFT calls fan_in_fan_out. An adapter's
+    tensors are the same either way.
+    """
+
+    modules: Mapping[str, tuple[int, int]]
+    transposed: bool = False
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Dimensions":
-        """From a Hugging Face config.json. Raises ArtifactError when a size is missing or no count."""
+        """The seven projections of a Llama's blocks, from its config.json.
+
+        Raises ArtifactError when a size is missing or no count.
+        """
 
         def count(name: str, default: int | None = None) -> int:
             value = config.get(name)
-            value = default if value is None else value
-            if type(value) is not int or not 1 <= value <= 2**24:
-                raise ArtifactError(
-                    f"the base's config.json gives {name} = {value!r}, which is no size; build the base again"
-                )
-            return value
+            return _size(f"the base's config.json gives {name}", default if value is None else value)
 
         hidden, heads = count("hidden_size"), count("num_attention_heads")
         head = count("head_dim", hidden // heads)
-        return cls(
-            layers=count("num_hidden_layers"),
-            hidden=hidden,
-            intermediate=count("intermediate_size"),
-            attention=heads * head,
-            key_value=count("num_key_value_heads", heads) * head,
-        )
+        attention, key_value = heads * head, count("num_key_value_heads", heads) * head
+        intermediate = count("intermediate_size")
+        shapes = {
+            "q_proj": (attention, hidden),
+            "k_proj": (key_value, hidden),
+            "v_proj": (key_value, hidden),
+            "o_proj": (hidden, attention),
+            "gate_proj": (intermediate, hidden),
+            "up_proj": (intermediate, hidden),
+            "down_proj": (hidden, intermediate),
+        }
+        layers = count("num_hidden_layers")
+        if layers > MOST_LAYERS:
+            raise ArtifactError(f"the base's config.json gives num_hidden_layers = {layers}, which no model has")
+        modules = [(f"model.layers.{i}.{PROJECTIONS[name]}.{name}", name) for i in range(layers) for name in shapes]
+        return cls({module: shapes[name] for module, name in modules})
+
+    @classmethod
+    def listed(cls, value: Mapping[str, Any]) -> "Dimensions":
+        """What a base says itself, in the file ADAPTED_LAYERS. Raises ArtifactError for anything else."""
+        found, transposed = value.get("modules"), value.get("transposed", False)
+        if not isinstance(found, dict) or not found or type(transposed) is not bool:
+            raise ArtifactError(f"{ADAPTED_LAYERS} lists no modules; build the base again")
+        modules = {}
+        for name, shape in found.items():
+            if not _MODULE.fullmatch(name) or not isinstance(shape, list) or len(shape) != 2:
+                raise ArtifactError(f"{ADAPTED_LAYERS}: {name[:120]!r} is no module with two sizes")
+            rows, columns = (_size(f"{ADAPTED_LAYERS} gives {name}", size) for size in shape)
+            modules[name] = (rows, columns)
+        return cls(modules, transposed)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `listed` reads."""
+        return {"modules": {name: list(shape) for name, shape in self.modules.items()}, "transposed": self.transposed}
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The last parts of the modules' names, as PEFT's target_modules lists them."""
+        return tuple(dict.fromkeys(name.rpartition(".")[2] for name in self.modules))
 
     def of_projection(self, projection: str) -> tuple[int, int]:
-        """(rows, columns) of the weight that `projection` adapts."""
-        return {
-            "q_proj": (self.attention, self.hidden),
-            "k_proj": (self.key_value, self.hidden),
-            "v_proj": (self.key_value, self.hidden),
-            "o_proj": (self.hidden, self.attention),
-            "gate_proj": (self.intermediate, self.hidden),
-            "up_proj": (self.intermediate, self.hidden),
-            "down_proj": (self.hidden, self.intermediate),
-        }[projection]
+        """(rows, columns) of the first module of that last name."""
+        return next(shape for name, shape in self.modules.items() if name.rpartition(".")[2] == projection)
 
 
-def check_config(config: object, base_id: str) -> dict[str, Any]:
+def _size(what: str, value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 2**24:
+        raise ArtifactError(f"{what} = {value!r}, which is no size; build the base again")
+    return value
+
+
+def check_config(
+    config: object, base_id: str, targets: Collection[str] = tuple(PROJECTIONS), *, transposed: bool = False
+) -> dict[str, Any]:
     """`config` itself when it describes a plain LoRA for `base_id` (or names no base). Raises ArtifactError.
+
+    targets, transposed: of the base's Dimensions.
 
     A key that is not known must be null, false or empty: what a later PEFT adds is refused once it is switched on.
     """
     if not isinstance(config, dict):
         raise ArtifactError("adapter_config.json is not an object")
     for key, value in config.items():
+        if key == "fan_in_fan_out" and transposed and value is True:
+            continue
         if key not in _READ | _FREE and value not in _FIXED.get(key, _INERT):
             raise ArtifactError(
                 f"adapter_config.json sets {key}, which is no plain LoRA; export the adapter without it"
@@ -109,14 +149,10 @@ def check_config(config: object, base_id: str) -> dict[str, Any]:
         raise ArtifactError(
             f"adapter_config.json has lora_alpha {alpha!r}; above 0 and at most {MAX_SCALE:g} times r are served"
         )
-    targets = config.get("target_modules")
-    if (
-        not isinstance(targets, list)
-        or not targets
-        or not all(isinstance(t, str) and t in PROJECTIONS for t in targets)
-    ):
-        raise ArtifactError(f"adapter_config.json must list target_modules among {', '.join(PROJECTIONS)}")
-    if len(set(targets)) != len(targets):
+    named = config.get("target_modules")
+    if not isinstance(named, list) or not named or not all(isinstance(t, str) and t in targets for t in named):
+        raise ArtifactError(f"adapter_config.json must list target_modules among {', '.join(targets)}")
+    if len(set(named)) != len(named):
         raise ArtifactError("adapter_config.json lists a target module twice")
     return config
 
@@ -154,10 +190,8 @@ def read_weights(data: bytes, config: dict[str, Any], dimensions: Dimensions) ->
 def expected_shapes(targets: list[str], rank: int, dimensions: Dimensions) -> dict[str, tuple[int, int]]:
     """PEFT name -> shape of every tensor of a LoRA of `rank` on `targets`."""
     shapes = {}
-    for layer in range(dimensions.layers):
-        for target in targets:
-            rows, columns = dimensions.of_projection(target)
-            module = f"base_model.model.model.layers.{layer}.{PROJECTIONS[target]}.{target}"
-            shapes[f"{module}.lora_A.weight"] = (rank, columns)
-            shapes[f"{module}.lora_B.weight"] = (rows, rank)
+    for module, (rows, columns) in dimensions.modules.items():
+        if module.rpartition(".")[2] in targets:
+            shapes[f"{PEFT_PREFIX}{module}.lora_A.weight"] = (rank, columns)
+            shapes[f"{PEFT_PREFIX}{module}.lora_B.weight"] = (rows, rank)
     return shapes

@@ -2,25 +2,49 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from service.adapters.lora import PEFT_PREFIX
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError
 from service.generation.prompt import COMPACT, Prompt, load_prompt
 
-LORA_PREFIX = "base_model.model."  # PEFT's name for the wrapped model
+LORA_PREFIX = PEFT_PREFIX  # PEFT's name for the wrapped model
+LINEAR = (nn.Linear, Conv1D)
+"""The layers that can be adapted; GPT-2's Conv1D is one whose weight is stored transposed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What some models do to their head's products before they are logits: cap * tanh(scale * product / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Readout":
+        """Granite divides, Cohere multiplies, Gemma 2 caps. What another model does, trainer.language_check finds."""
+        divisor, factor = getattr(config, "logits_scaling", None), getattr(config, "logit_scale", None)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls((factor or 1.0) / (divisor or 1.0), cap or None)
+
+    def __call__(self, products: Tensor) -> Tensor:
+        logits = products if self.scale == 1 else products * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A causal LM and the prompt it was trained with, which says where its semantic-ID tokens lie.
 
-    head: [4, 256, hidden], the output rows of each level's codes.
+    head: [4, 256, hidden], the output rows of each level's codes. head_bias: [4, 256], None for most models.
     """
 
     model: PreTrainedModel
@@ -41,8 +65,48 @@ class Backbone:
         return weight[self.first_code_token : self.first_code_token + LEVELS * CODES].view(LEVELS, CODES, -1)
 
     @property
+    def head_bias(self) -> Tensor | None:
+        bias: Tensor | None = getattr(self.model.get_output_embeddings(), "bias", None)  # type: ignore[no-untyped-call]  # transformers
+        span = slice(self.first_code_token, self.first_code_token + LEVELS * CODES)
+        return None if bias is None else bias[span].view(LEVELS, CODES)
+
+    @cached_property
+    def readout(self) -> Readout:
+        return Readout.of(self.model.config)
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of the longest sequence that the model reads as it was trained; None where it does not say.
+
+        Behind a window of attention (Mistral, Gemma) the masks here would show it more than it ever saw.
+        """
+        config = self.model.config
+        names = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
+        said = [getattr(config, name, None) for name in names]
+        return min((own for own in said if isinstance(own, int) and own > 0), default=None)
+
+    @property
+    def most_items(self) -> int | None:
+        """Items of the longest prompt that fits with a target's codes behind it; below 0: not even the fixed text."""
+        if self.most_tokens is None:
+            return None
+        item = LEVELS + len(self.prompt.between)
+        return (self.most_tokens - self.prompt.length(1) - (LEVELS - 1)) // item + 1
+
+    def level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        """The model's logits of one level's codes, [..., 256], from last hidden states [..., hidden]."""
+        products = (hidden @ self.head[level].T).to(torch.promote_types(hidden.dtype, torch.float32))
+        return self.readout(products if self.head_bias is None else products + self.head_bias[level])
+
+    def target_logits(self, hidden: Tensor) -> Tensor:
+        """As `level_logits` of each target's four levels: [targets, 4, 256] from [targets, 4, hidden]."""
+        products = torch.einsum("nld,lcd->nlc", hidden, self.head.to(hidden.dtype))
+        products = products.to(torch.promote_types(products.dtype, torch.float32))
+        return self.readout(products if self.head_bias is None else products + self.head_bias)
 
 
 def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Backbone:
@@ -70,6 +134,11 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Bac
     return Backbone(model, prompt)
 
 
+def weight_of(module: nn.Linear | Conv1D) -> Tensor:
+    """[out, in], a view."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
 def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> Backbone:
     """A backbone with W + scale * B A in each adapted weight; all other weights are shared with `backbone`.
 
@@ -86,10 +155,11 @@ def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> 
             a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
         except (AttributeError, KeyError) as error:
             raise ArtifactError(f"the base has no module for {name}") from error
-        if not isinstance(module, nn.Linear) or (b.shape[0], a.shape[1]) != tuple(module.weight.shape):
+        if not isinstance(module, LINEAR) or (b.shape[0], a.shape[1]) != tuple(weight_of(module).shape):
             raise ArtifactError(f"{name} does not fit the base's weight")
         weight = module.weight
-        merged = weight.float() + scale * (b.to(weight.device) @ a.to(weight.device))
+        change = scale * (b.to(weight.device) @ a.to(weight.device))
+        merged = weight.float() + (change.T if isinstance(module, Conv1D) else change)
         adapted[id(weight)] = nn.Parameter(merged.to(weight.dtype), requires_grad=False)
     # deepcopy takes from its memo what it has already "copied": merged weights for adapted ones, the others themselves.
     memo: dict[int, object] = {id(p): adapted.get(id(p), p) for p in backbone.model.parameters()}

@@ -28,7 +28,9 @@ class BackboneEncoder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16) -> None:
         self._decoder: nn.Module = model.base_model
-        self._device, self._hidden = model.device, int(model.config.hidden_size)
+        # What the head reads: the last states of some OPT are narrower than its hidden size.
+        rows: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]  # transformers
+        self._device, self._hidden = model.device, rows.shape[1]
         self._tokenizer, self._batch_size = tokenizer, batch_size
 
     @classmethod

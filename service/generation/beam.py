@@ -147,4 +147,4 @@ def beam_search(
 
 def _level_log_softmax(backbone: Backbone, hidden: Tensor, level: int) -> Tensor:
     """float32 [..., 256]: the score's per-level softmax (DESIGN.md, idea 3)."""
-    return torch.log_softmax((hidden @ backbone.head[level].T).float(), dim=-1)
+    return torch.log_softmax(backbone.level_logits(hidden, level).float(), dim=-1)

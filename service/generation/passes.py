@@ -40,8 +40,8 @@ class GeneralPasses:
     shared = 0
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._decoder = decoder
-        self._cache = DynamicCache()
+        self._decoder, self._dtype = decoder, next(decoder.parameters()).dtype
+        self._cache = DynamicCache()  # without a config: every layer keeps everything, also one with a window
 
     def prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         # Padded on the right, so plain causal attention already hides the padding from every real position.
@@ -51,12 +51,21 @@ class GeneralPasses:
     def step(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         hidden: Tensor = self._decoder(
             input_ids=tokens,
-            attention_mask=visible[:, None],
+            attention_mask=added_mask(visible, self._dtype),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
         return hidden
+
+
+def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, 0 or -inf, [batch, 1, queries, keys], of bool [batch, queries, keys].
+
+    Every kind of attention takes a mask so; as truth values eager attention would add them as they are.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, -torch.inf)[:, None]
 
 
 def open_passes(

@@ -26,7 +26,7 @@ def score_items(
         ).last_hidden_state
         total = torch.zeros(len(part), dtype=torch.float64)
         for level in range(LEVELS):
-            logits = hidden[:, len(prompt) - 1 + level] @ backbone.head[level].T
+            logits = backbone.level_logits(hidden[:, len(prompt) - 1 + level], level)
             logp = torch.log_softmax(logits.double(), dim=-1).cpu()
             total += logp.gather(1, torch.from_numpy(part[:, level : level + 1])).squeeze(1)
         scores[first : first + batch_size] = total.numpy()

@@ -38,6 +38,7 @@ class SelectedEngine:
                 sizes=sizes_for(settings.batch_max_requests, settings.history_items, settings.beams),
                 compiled=settings.compile,
                 on_capture=_log_capture,
+                history_items=settings.history_items,
             )
         return self._engine.load(base, adapter)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.catalog.trie import Trie
+from service.errors import ArtifactError
 from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
 from service.generation.beam import beam_search, pruned, trie_tensors
 from service.generation.blocks import Blocks
@@ -125,21 +126,33 @@ class TorchEngine:
         sizes: Sizes | None = None,
         compiled: bool = True,
         on_capture: Progress = silent,
+        history_items: int = 0,
     ) -> None:
-        """sizes: of what is captured on a GPU; None: nothing. compiled: fuse the forward pass there first."""
+        """sizes: of what is captured on a GPU; None: nothing. compiled: fuse the forward pass there first.
+
+        history_items: most items of a prompt, to refuse a base that cannot read as many.
+        """
         self._device = pick_device(device)
         self._dtype = pick_dtype(dtype, self._device)
         self._beams = beams
         self._base: tuple[str, Backbone, Graphs | None] | None = None
         self._lock = threading.Lock()
         self._sizes, self._compiled, self._on_capture = sizes, compiled, on_capture
+        self._history_items = history_items
         if threads:
             torch.set_num_threads(threads)
 
     def load(self, base: "VerifiedBase", adapter: "VerifiedAdapter | None") -> TorchModel:
+        """Raises ArtifactError for a base that does not load, or reads fewer items than prompts may have."""
         with self._lock:
             if self._base is None or self._base[0] != base.base_id:
                 backbone = load_backbone(base.path / "model", self._device, self._dtype)
+                most = backbone.most_items
+                if most is not None and most < self._history_items:
+                    raise ArtifactError(
+                        f"the model of base {base.base_id} reads prompts of {most} items at most; set "
+                        f"ADAPTIDE_HISTORY_ITEMS (now {self._history_items}) to that or less"
+                    )
                 self._base = (base.base_id, backbone, self._graphs(backbone))
             _, backbone, graphs = self._base
         version, merged = (None, backbone) if adapter is None else (adapter.version, None)

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from service.adapters.artifacts import ArtifactStore, Published, VerifiedBase
+from service.adapters.lora import ADAPTED_LAYERS
 from service.errors import ArtifactError, ArtifactMissing
 from tests.adapters.tiny import CONFIG, MODEL, TARGETS, adapter_folder, adapter_tensors, base_folder
 
@@ -394,6 +395,71 @@ def test_the_shapes_follow_the_bases_heads(store: ArtifactStore, tmp_path: Path)
     opened = store.open_base(made.id, made.digest)
     shape = opened.dimensions.of_projection
     assert [shape(t) for t in TARGETS] == [(6, 4), (3, 4), (3, 4), (4, 6), (6, 4), (6, 4), (4, 6)]
+
+
+OTHER_LAYERS = {"transformer.h.0.attn.c_attn": [12, 4], "transformer.h.0.mlp.c_proj": [4, 16]}
+
+
+def other_tensors(rank: int = 2) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        f"base_model.model.{name}.lora_{side}.weight": np.full(shape, 0.25, np.float32)
+        for name, (rows, columns) in OTHER_LAYERS.items()
+        for side, shape in (("A", (rank, columns)), ("B", (rows, rank)))
+    }
+
+
+def with_layers(store: ArtifactStore, folder: Path, listed: object) -> VerifiedBase:
+    source = base_folder(folder)
+    (source / "model" / ADAPTED_LAYERS).write_text(json.dumps(listed))
+    made = store.publish_base(source, {})
+    return store.open_base(made.id, made.digest)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_base_may_name_other_layers_than_a_llamas_for_its_adapters(
+    store: ArtifactStore, tmp_path: Path, transposed: bool
+) -> None:
+    base = with_layers(store, tmp_path / "base", {"modules": OTHER_LAYERS, "transposed": transposed})
+    names = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": transposed}
+    made = store.publish_adapter(adapter_folder(tmp_path / "x", other_tensors(), **names), {"base_id": base.base_id})
+
+    opened = store.open_adapter(made.id, made.digest, base)
+
+    assert set(opened.tensors) == set(other_tensors())
+    assert store.read_dimensions(base.base_id, base.digest) == base.dimensions
+    for wrong, word in (
+        (adapter_folder(tmp_path / "llama"), "target_modules among c_attn, c_proj"),
+        (adapter_folder(tmp_path / "part", other_tensors(), **names | {"target_modules": ["c_attn"]}), "does not have"),
+        (adapter_folder(tmp_path / "wide", other_tensors(3), **names), "shape"),
+    ):
+        with pytest.raises(ArtifactError, match=word):
+            store.publish_adapter(wrong, {"base_id": base.base_id})
+
+
+def test_transposed_weights_are_a_matter_of_the_base(store: ArtifactStore, base: VerifiedBase, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="fan_in_fan_out"):
+        store.publish_adapter(adapter_folder(tmp_path / "x", fan_in_fan_out=True), {"base_id": base.base_id})
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {},
+        {"modules": {}},
+        {"modules": [["a", 1, 2]]},
+        {"modules": {"a.b": [4]}},
+        {"modules": {"a.b": [4, 0]}},
+        {"modules": {"a.b": [4, True]}},
+        {"modules": {"a.b": [4, 2**40]}},
+        {"modules": {"../a": [4, 4]}},
+        {"modules": {"a..b": [4, 4]}},
+        {"modules": {"a.b": [4, 4]}, "transposed": "no"},
+    ],
+    ids=str,
+)
+def test_a_list_of_layers_that_is_none_is_refused(store: ArtifactStore, tmp_path: Path, listed: object) -> None:
+    with pytest.raises(ArtifactError, match=ADAPTED_LAYERS):
+        with_layers(store, tmp_path / "base", listed)
 
 
 def test_what_fails_verification_leaves_nothing_behind(

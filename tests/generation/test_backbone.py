@@ -1,12 +1,18 @@
 """LoRA merged into a copy: same function as peft's unmerged one, and the base stays as it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from service.adapters.artifacts import VerifiedBase
+from service.adapters.lora import Dimensions
 from service.errors import ArtifactError
-from service.generation.backbone import merge_lora
+from service.generation.backbone import load_backbone, merge_lora
+from service.generation.prompt import compact
 from service.generation.reference import score_items
+from service.generation.torch_engine import TorchEngine
 from tests.models import tiny_backbone
 from trainer.lora import LoraBackbone
 
@@ -71,3 +77,19 @@ def test_an_adapter_that_does_not_fit_is_refused(change: object, message: str) -
 
     with pytest.raises(ArtifactError, match=message):
         merge_lora(tiny_backbone(), change(tensors), 1.0)  # type: ignore[operator]
+
+
+def test_a_model_without_rows_for_its_prompts_tokens_is_refused(tmp_path: Path) -> None:
+    tiny_backbone().model.save_pretrained(tmp_path)
+    compact(first_code_token=500).save(tmp_path)
+    with pytest.raises(ArtifactError, match="no rows for the 1024 semantic-ID tokens"):
+        load_backbone(tmp_path, torch.device("cpu"), torch.float32)
+
+
+def test_an_engine_refuses_a_base_that_reads_fewer_items_than_prompts_may_have(tmp_path: Path) -> None:
+    """256 positions: a start, 63 items of four codes, and three codes of what is recommended."""
+    tiny_backbone().model.save_pretrained(tmp_path / "model")
+    base = VerifiedBase("b-0", "0", tmp_path, {}, Dimensions({}))
+    assert TorchEngine(device="cpu", dtype="float32", beams=5, history_items=63).load(base, None)
+    with pytest.raises(ArtifactError, match=r"63 items at most; set ADAPTIDE_HISTORY_ITEMS \(now 64\)"):
+        TorchEngine(device="cpu", dtype="float32", beams=5, history_items=64).load(base, None)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from service.errors import ArtifactError
 from service.generation.backbone_encoder import MOST_TOKENS, BackboneEncoder
+from tests.architectures import make
 from tests.language_models import byte_tokenizer, llama, prefixing_tokenizer, saved
 from trainer.language_model import LanguageModel, load_language_model, save_language_model
 
@@ -31,6 +32,29 @@ def test_a_vector_is_the_mean_of_the_last_hidden_states_at_length_one(model: Lan
     expected = states.mean(0) / states.mean(0).norm()
 
     np.testing.assert_allclose(encoder_of(model).encode(["green lamp"])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt", "mixtral"])
+def test_a_padded_batch_gives_the_masked_means_that_transformers_gives(tmp_path: Path, family: str) -> None:
+    """With padding, attention mask and positions made by the libraries themselves, padded on either side."""
+    folder = saved(tmp_path / "source", model=make(family, len(byte_tokenizer())))
+    model = load_language_model(str(folder), seed=0)
+    texts = [text for text in TEXTS if text]
+    found = encoder_of(model).encode(texts)
+
+    tokenizer = model.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        mask = batch["attention_mask"]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            states = model.backbone.decoder(
+                input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
+        means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        np.testing.assert_allclose(found, means / means.norm(dim=1, keepdim=True), atol=1e-5)
 
 
 def test_who_shares_its_batch_changes_nothing(model: LanguageModel) -> None:

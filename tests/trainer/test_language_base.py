@@ -19,6 +19,7 @@ from service.catalog.semantic_ids import load_codec
 from service.catalog.service import get_item, item_text, put_items
 from service.catalog.trie import CODES, LEVELS, build_trie
 from service.errors import ConfigurationError, Conflict, InvalidRequest
+from service.generation.backbone import load_backbone
 from service.generation.engine import GenerationRequest
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchEngine
@@ -26,6 +27,7 @@ from service.kit.db import Database
 from service.settings import Settings
 from service.windows.states import WindowState
 from tests import worlds
+from tests.architectures import make
 from tests.conftest import SetClock
 from tests.language_models import byte_tokenizer, llama, qwen2, saved
 from tests.trainer.backtest.drifting import drifting
@@ -33,7 +35,7 @@ from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, 
 from trainer.base import BuiltBase, build_base
 from trainer.examples import Case, Examples, TrainingSequence
 from trainer.language_base import LanguageRecipe, TrainMode, train_language_base
-from trainer.language_model import load_language_model, token_rows
+from trainer.language_model import LanguageModel, load_language_model, save_language_model, token_rows
 from trainer.learn import served
 from trainer.progress import silent
 from trainer.recipe import BaseRecipe, make_recipe
@@ -77,6 +79,57 @@ def test_lora_on_d1_leaves_every_other_weight_alone(tmp_path: Path, make: Callab
     assert changed == {"model.embed_tokens.weight", "lm_head.weight"}
     of_rows = len(rows) * LEVELS * CODES * 32
     assert report.trainable_parameters == of_rows + sum(t.numel() for t in adapter.tensors.values())
+
+
+FAMILIES = ["gemma3_text", "gpt2", "phi", "opt", "granite", "mixtral"]
+"""Scaled embeddings tied to a capped head, transposed weights, a head's bias, embeddings of another size, .."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_architectures_learn_rows_and_lora_and_serve_what_was_trained(tmp_path: Path, family: str) -> None:
+    changes = {"final_logit_softcapping": 30.0} if family == "gemma3_text" else {}
+    folder = saved(tmp_path, model=make(family, len(byte_tokenizer()), **changes))
+    before = load_language_model(str(folder), seed=0).backbone.model.state_dict()
+
+    backbone, adapter, report, rows = train(folder, TrainMode.LORA, epochs=6)
+
+    first = backbone.first_code_token
+    changed = {n for n, weight in backbone.model.state_dict().items() if not torch.equal(weight, before[n])}
+    named = {n for n, weight in before.items() if weight.shape[0] >= first + LEVELS * CODES and weight.ndim == 2}
+    assert changed == named
+    for own, old in zip(token_rows(backbone.model), rows, strict=True):
+        assert torch.equal(own[:first], old[:first])
+    losses = [-score for _, score in report.scores]
+    assert min(losses) < 0.8 * losses[0]
+    model = served(backbone, adapter, beams=10)
+    scores = [score_items(model.backbone, CODES_OF[[i]], CODES_OF)[(i + 1) % 6] for i in range(6)]
+    assert np.mean(scores) == pytest.approx(-min(losses), abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", list(TrainMode))
+@pytest.mark.parametrize("tied", [True, False])
+def test_trained_rows_are_frozen_into_the_base_and_serve_in_float32_and_bfloat16(
+    tmp_path: Path, tied: bool, mode: TrainMode
+) -> None:
+    folder = saved(tmp_path / "model", tied=tied)
+    found = load_language_model(str(folder), seed=0)
+    words = [rows[: found.backbone.first_code_token].clone() for rows in token_rows(found.backbone.model)]
+    backbone, _, _, _ = train(folder, mode, epochs=3)
+    trained = [rows.detach().clone() for rows in token_rows(backbone.model)]
+    scores = score_items(backbone, CODES_OF[[0, 1]], CODES_OF)
+    found = LanguageModel(backbone, found.tokenizer)
+
+    save_language_model(found, tmp_path / "base")
+
+    for dtype, near in ((torch.float32, 0.3), (torch.bfloat16, 0.6)):
+        opened = load_backbone(tmp_path / "base", torch.device("cpu"), dtype)
+        rows = token_rows(opened.model)
+        assert len(rows) == (1 if tied else 2)
+        for own, was in zip(rows, trained, strict=True):
+            assert torch.equal(own, was.bfloat16().to(dtype))
+        kept = [torch.equal(own[: len(old)], old.to(dtype)) for own, old in zip(rows, words, strict=True)]
+        assert all(kept) if mode is TrainMode.LORA else not kept[0]
+        np.testing.assert_allclose(score_items(opened, CODES_OF[[0, 1]], CODES_OF), scores, atol=near)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -144,9 +197,10 @@ def desk(database: Database, clock: SetClock, tmp_path: Path, database_url: str)
     return Desk(database, clock, settings)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @on_sqlite
-def test_a_base_from_a_folder_serves_and_is_updated(desk: Desk, tmp_path: Path) -> None:
-    built = desk.build(str(saved(tmp_path / "model")))
+def test_a_base_from_a_folder_serves_and_is_updated(desk: Desk, tmp_path: Path, family: str) -> None:
+    built = desk.build(str(saved(tmp_path / "model", model=make(family, len(byte_tokenizer())))))
 
     adapter = adapters.read_adapter(desk.database, built.adapter_version).adapter
     assert adapter.method == "base"
@@ -169,6 +223,14 @@ def test_a_base_from_a_folder_serves_and_is_updated(desk: Desk, tmp_path: Path) 
 def test_a_backbone_that_cannot_be_had_is_named_before_anything_is_trained(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         desk.build(str(tmp_path / "nowhere"))
+    assert not list(desk.artifacts.root.glob("*/*"))
+
+
+@on_sqlite
+def test_a_backbone_that_reads_too_few_tokens_is_refused_before_anything_is_trained(desk: Desk, tmp_path: Path) -> None:
+    model = make("gpt2", len(byte_tokenizer()), max_position_embeddings=120)
+    with pytest.raises(ConfigurationError, match="set ADAPTIDE_HISTORY_ITEMS to at most"):
+        desk.build(str(saved(tmp_path / "model", model=model)))
     assert not list(desk.artifacts.root.glob("*/*"))
 
 

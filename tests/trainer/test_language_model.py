@@ -8,28 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5Model,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from service.adapters.lora import ADAPTED_LAYERS
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ConfigurationError
 from service.generation.prompt import code_tokens
+from tests.architectures import make
 from tests.conftest import REQUIRE_SERVICES
 from tests.language_models import byte_tokenizer, llama, prefixing_tokenizer, qwen2, saved
 from trainer.language_model import (
     AFTER,
     BEFORE,
     BETWEEN,
-    PACKAGE,
-    SMOLLM2,
     add_code_tokens,
     instruction_prompt,
     load_language_model,
@@ -37,6 +28,7 @@ from trainer.language_model import (
     save_language_model,
     token_rows,
 )
+from trainer.language_source import PACKAGE, SMOLLM2
 
 HISTORY = np.array([[0, 1, 2, 3], [255, 254, 253, 252], [17, 17, 17, 17], [0, 1, 2, 3]], dtype=np.int16)
 
@@ -177,55 +169,41 @@ def test_one_seed_gives_one_model(tmp_path: Path) -> None:
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_weights_that_would_have_to_be_unpickled_are_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model")
-    torch.save(llama(300).state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigurationError, match="safetensors"):
-        load_language_model(str(folder), seed=0)
+def test_a_llama_is_saved_as_ever_and_another_with_a_list_of_its_layers(tmp_path: Path) -> None:
+    """A base of an earlier version is opened, and one of this version by an earlier one, where nothing new is said."""
+    for family, listed in (("llama", False), ("gemma2", False), ("gpt2", True), ("phi3", True)):
+        model = make(family, len(byte_tokenizer()))
+        found = load_language_model(str(saved(tmp_path / family, model=model)), seed=0)
+        save_language_model(found, tmp_path / f"{family}-base")
+        assert (tmp_path / f"{family}-base" / ADAPTED_LAYERS).exists() == listed
 
 
-def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for source in (str(tmp_path / "empty"), str(tmp_path / "nowhere")):
-        with pytest.raises(ConfigurationError, match="`tiny`, `smollm2`, a folder"):
-            load_language_model(source, seed=0)
+PAPERS_APPENDIX_D = r"""
+Below is an instruction that describes a task.
+Write a response that appropriately completes the request.\n\n
+
+### Instruction:\n
+Based on the items that the user has interacted with:
+<a_[i1]><b_[j1]><c_[k1]><d_[l1]>,
+<a_[i2]><b_[j2]><c_[k2]><d_[l2]>,
+...
+<a_[iN]><b_[jN]><c_[kN]><d_[lN]>,
+can you determine what item would be recommended to the user next?\n\n
+
+### Response:
+"""
 
 
-def test_a_model_that_predicts_no_next_token_and_one_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
-    T5Model(T5Config(vocab_size=700, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    llama(700).save_pretrained(tmp_path / "mute")
-    for source in (tmp_path, tmp_path / "mute"):
-        with pytest.raises(ConfigurationError, match="`tiny`, `smollm2`, a folder"):
-            load_language_model(str(source), seed=0)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        GPTNeoXForCausalLM(
-            GPTNeoXConfig(
-                vocab_size=700, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-            )
-        ),
-        OPTForCausalLM(
-            OPTConfig(
-                vocab_size=700,
-                hidden_size=32,
-                word_embed_proj_dim=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                ffn_dim=32,
-            )
-        ),
-    ],
-    ids=["none of them", "some, elsewhere"],
-)
-def test_a_model_without_the_layers_that_adapters_are_for_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:
-    saved(tmp_path, model=model)
-    with pytest.raises(ConfigurationError, match=r"q_proj.*Llama-like"):
-        load_language_model(str(tmp_path), seed=0)
+def test_the_prompt_is_the_papers_appendix_d_word_for_word() -> None:
+    """A line's end on the page is a space unless \\n is written there; an empty line of the page is nothing."""
+    lines = [line.replace(r"\n", "\n") for line in PAPERS_APPENDIX_D.splitlines() if line]
+    shown = "".join(line if line.endswith("\n") else line + " " for line in lines).rstrip(" ")
+    before, between, after = (
+        shown[: shown.index("<a_[i1]>")],
+        shown[shown.index("<d_[l1]>") + 8 : shown.index("<a_[i2]>")],
+        shown[shown.index("<d_[lN]>") + 8 :],
+    )
+    assert (BEFORE, BETWEEN, AFTER) == (before, between, after)
 
 
 @pytest.mark.skipif(
