@@ -1,4 +1,4 @@
-"""Several processes train what one does: the same numbers in float64, and nothing left behind when one of them fails."""
+"""Several processes train what one does: equal numbers in float64, and nothing left behind when one of them fails."""
 
 import subprocess
 import sys
