@@ -1,7 +1,8 @@
 """The processes that train one model together, each with its share of every batch; one process is a group of its own.
 
 Ranks hold equal trainable weights (or, sharded, parts of the same ones) and go through the same steps: what one decides
-by its own clock, memory or rounding is agreed on first. Every method but `share` is collective: all ranks call it.
+by its own clock, memory or rounding is agreed on first. All methods but `share` and `parts` are collective: all ranks
+call them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

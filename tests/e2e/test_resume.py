@@ -23,8 +23,8 @@ from trainer.base import build_base
 from trainer.recipe import make_recipe
 from trainer.updater import Updater
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-PATIENCE = 240.0  # seconds; starts of torch on a busy machine
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+PATIENCE = 600.0  # seconds; starts of torch on a busy machine
 
 LEARNING = {
     "ADAPTIDE_UPDATE_EPOCHS": "20",

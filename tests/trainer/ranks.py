@@ -18,7 +18,8 @@ from tests.trainer.methods.windows import CODES, settings, window, wrapped
 from trainer.checkpoints import Checkpoints
 from trainer.covariance import input_covariance
 from trainer.evaluation import validation_loss
-from trainer.fit import FitReport, fit
+from trainer.execution import AS_IT_COMES, Execution, executing
+from trainer.fit import FitReport, add_gradients, fit
 from trainer.group import ALONE, Group
 from trainer.learn import update_fit_config
 from trainer.methods import make_method
@@ -34,6 +35,9 @@ CASES: dict[str, dict[str, object]] = {
     "inf-lora": {"method": "inf-lora-all"},
 }
 FULL = "all weights"
+PARTS = "parts that recompute their blocks"
+RECOMPUTED = Execution(rows=3, lengths=(64,), tokens=64, checkpoint=True)
+"""As for a GPU with little memory: a sequence a part, so that one rank of two has three and the other two."""
 
 
 class Interrupted(Exception):
@@ -104,13 +108,28 @@ def learnt_whole(group: Group = ALONE, *, kept: Checkpoints | None = None, **mor
     return {name: whole(p).clone() for name, p in backbone.model.named_parameters()}, told(report)
 
 
+def in_parts(group: Group, execution: Execution) -> Outcome:
+    """Loss and gradients of one batch of 5 sequences, as `execution` has it, in float64."""
+    backbone = backbone_in(group)
+    backbone.model.requires_grad_(True)
+    named = dict(backbone.model.named_parameters())
+    backbone.model.train()
+    with executing(backbone, execution):
+        batch = window(2).training[:5]
+        loss, _ = add_gradients(backbone, batch, CODES, execution, (0.0, 0.0), low_precision=False, group=group)
+    group.add_up_gradients(list(named.values()))
+    gradients = {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
+    return gradients, {"loss": group.sums([loss.item()])}
+
+
 def told(report: FitReport) -> dict[str, Any]:
     return {name: value for name, value in asdict(report).items() if name != "seconds"}
 
 
 def outcomes(group: Group, incumbents: dict[str, Adapter]) -> dict[str, Outcome]:
     """Of each case, and of all weights."""
-    return {case: learnt(case, adapter, group) for case, adapter in incumbents.items()} | {FULL: learnt_whole(group)}
+    found = {case: learnt(case, adapter, group) for case, adapter in incumbents.items()}
+    return found | {FULL: learnt_whole(group), PARTS: in_parts(group, AS_IT_COMES)}
 
 
 def plain_and_sharded(
@@ -120,6 +139,7 @@ def plain_and_sharded(
     plain, spread = replace(group, sharded=False), replace(group, sharded=True)
     assert any(is_sharded(p) for p in backbone_in(spread).model.parameters())
     found: dict[str, dict[str, Any]] = {"plain": outcomes(plain, incumbents), "sharded": outcomes(spread, incumbents)}
+    found["sharded"][PARTS] = in_parts(spread, RECOMPUTED)
     dropping = {"embedding_dropout": 0.2, "residual_dropout": 0.1}
     found["interrupted"] = {
         "peso": resumed(
