@@ -198,6 +198,14 @@ class Settings(BaseSettings):
     """Next items of a user that judge the serving model when a window closes, before it is trained on."""
     seed: int = 0
     """Seed of everything random in training."""
+    processes: Positive = 1
+    """Processes that train an update or a base together, on this machine: one a GPU, or sharing the cores of a CPU."""
+    shard: bool = False
+    """Spread the model's blocks over those processes while training (FSDP), for a model too large for one device."""
+    processes_timeout: timedelta = timedelta(minutes=10)
+    """A training process that says nothing for this long fails the attempt; longer than an evaluation must take."""
+    checkpoint_interval: timedelta = timedelta(seconds=60)
+    """How much training a killed update or base build may lose; it goes on from HOME/checkpoints. 0: never kept."""
 
     gate_min_users: Positive = 20
     """Fewer scorable users than this: the candidate is refused."""

@@ -1,13 +1,10 @@
 """Building a base: all that is stored is D_1; codec, backbone and first adapter come out, published and active."""
 
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.repository import NewAdapter, NewBase
@@ -18,7 +15,6 @@ from service.catalog.semantic_ids import Codec
 from service.catalog.service import item_text
 from service.errors import DatasetError
 from service.events import repository as events
-from service.generation.backbone import Backbone, pick_device
 from service.generation.backbone_encoder import BackboneEncoder
 from service.kit.clock import Clock
 from service.kit.db import Database
@@ -26,34 +22,22 @@ from service.recommend.popularity import Popularity
 from service.recommend.ranking import Float64
 from service.settings import Settings
 from service.windows import service as windows
+from trainer.base_training import TrainedBase, open_language_model, train_backbone, train_backbone_together
+from trainer.checkpoints import kept_training
 from trainer.datasets import DatasetItem
 from trainer.evaluation import metrics, model_ranks, popularity_ranks
-from trainer.examples import Examples, build_examples, sample_cases
-from trainer.fit import FitConfig, FitReport
-from trainer.language_base import TrainMode, train_language_base
-from trainer.language_check import check_passes
-from trainer.language_model import LanguageModel, load_language_model, save_language_model
+from trainer.examples import build_examples, sample_cases
+from trainer.language_base import TrainMode
+from trainer.language_model import LanguageModel
 from trainer.learn import Steps, served
 from trainer.lora import LoraBackbone, is_transposed, save_adapter
-from trainer.methods.base import Adapter
+from trainer.processes import Together
 from trainer.progress import Report, silent
 from trainer.recipe import TINY, BaseRecipe
 from trainer.streams import load_streams, popularity_through
-from trainer.tiny import low_precision_pays, save_model, train_base
 from trainer.tokenizer.fit import TokenizerConfig, fit_codec
 
-VALIDATION_USERS = 300
 FRESH = "fresh"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainedBase:
-    """backbone: frozen. adapter: adapter 1, None where it changes nothing. save: writes the model folder."""
-
-    backbone: Backbone
-    adapter: Adapter | None
-    fit: FitReport
-    save: Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +65,8 @@ def build_base(
 
     Raises DatasetError when there is too little to learn from; then nothing is published.
     """
-    steps = Steps()
+    steps, together = Steps(), Together.of(settings)
+    kept = kept_training(settings, "base", "D_1")
     with steps.step("load"):
         language_model = open_language_model(recipe, settings)
         through_seq = windows.horizon(database)
@@ -105,10 +90,18 @@ def build_base(
         counted = Popularity(settings.popularity_half_life)
         popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
         popularity = counted.by_row(index)
-    with steps.step("fit") as row:
-        trained = train_backbone(recipe, examples, index, popularity, settings, language_model, report)
-        row |= {"best_epoch": trained.fit.best_epoch, "scores": trained.fit.scores, "losses": trained.fit.losses}
     with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
+        with steps.step("fit") as row:
+            if together is None:
+                trained = train_backbone(
+                    recipe, examples, index, popularity, settings, language_model, report, kept=kept
+                )
+            else:
+                language_model = None  # the processes open their own
+                trained = train_backbone_together(
+                    together, recipe, examples, index, popularity, settings, Path(folder) / "trained", report, kept
+                )
+            row |= {"best_epoch": trained.fit.best_epoch, "scores": trained.fit.scores, "losses": trained.fit.losses}
         with steps.step("evaluate"):
             trained.save(Path(folder) / "base" / "model")  # first: it is measured in the precision that is stored
             measured = _evaluate(trained, examples.test, index, popularity, settings)
@@ -128,21 +121,9 @@ def build_base(
                 connection, base.base_id, codes, revision=catalog.next_revision(connection)
             ),
         )
+    if kept is not None:
+        kept.clear()
     return BuiltBase(base.base_id, adapter.adapter_version, activation.revision, measured, steps.rows)
-
-
-def open_language_model(recipe: BaseRecipe, settings: Settings) -> LanguageModel | None:
-    """What the recipe starts from, on its device; None for tiny.
-
-    Called before anything else: one that cannot be had, or cannot do what is asked of it, should not cost an hour
-    first. Raises ConfigurationError.
-    """
-    if recipe.language is None:
-        return None
-    found = load_language_model(recipe.language.source, settings.seed)
-    nn.Module.to(found.backbone.model, pick_device(settings.device))
-    check_passes(found.backbone, recipe.language.source, settings.history_items)
-    return found
 
 
 def tokenize(
@@ -169,62 +150,6 @@ def tokenize(
     )
     ordered = [item.item_id for item in [*first, *rest]]
     return codec, dict(zip(ordered, codec.assign([texts[item_id] for item_id in ordered], ()), strict=True))
-
-
-def train_backbone(
-    recipe: BaseRecipe,
-    examples: Examples,
-    index: CatalogueIndex,
-    popularity: Float64,
-    settings: Settings,
-    model: LanguageModel | None,
-    report: Report = silent,
-) -> TrainedBase:
-    """The recipe's backbone, trained on D_1's examples. model: what open_language_model gave; trained in place."""
-    device = pick_device(settings.device)
-    validation = sample_cases(examples.validation, VALIDATION_USERS, settings.seed)
-    on_step = partial(report, "base")
-    if recipe.language is not None and model is not None:
-        adapter, fitted = train_language_base(
-            model,
-            recipe.language,
-            examples,
-            validation,
-            index.codes,
-            settings,
-            device=device,
-            low_precision=low_precision_pays(device),
-            on_step=on_step,
-        )
-        return TrainedBase(model.backbone, adapter, fitted, partial(save_language_model, model))
-    backbone, fitted = train_base(
-        recipe.tiny,
-        examples,
-        index,
-        popularity,
-        _fit_config(recipe, settings),
-        validation=validation,
-        piece=recipe.piece,
-        device=device,
-        on_step=on_step,
-    )
-    return TrainedBase(backbone, None, fitted, partial(save_model, backbone))
-
-
-def _fit_config(recipe: BaseRecipe, settings: Settings) -> FitConfig:
-    return FitConfig(
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=settings.learning_rate_base,
-        weight_decay=recipe.weight_decay,
-        warmup=0.05,
-        embedding_dropout=settings.embedding_dropout,
-        residual_dropout=settings.residual_dropout,
-        evaluate_every=recipe.evaluate_every,
-        patience=recipe.patience,
-        low_precision=low_precision_pays(pick_device(settings.device)),
-        seed=settings.seed,
-    )
 
 
 def _evaluate(

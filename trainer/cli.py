@@ -124,8 +124,8 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Close the open window and bring every waiting one to its outcome, now."""
-    from trainer.outcome import rehearsal_summary, window_summary
-    from trainer.updater import Updater, open_range
+    from trainer.outcome import open_range, rehearsal_summary, window_summary
+    from trainer.updater import Updater
 
     if until != "now" and not until.isdecimal():
         raise InvalidRequest("--until takes `now` or an event sequence number")

@@ -9,17 +9,23 @@ from torch import Tensor
 
 from trainer.decoder import decode_tokens
 from trainer.examples import TrainingSequence
+from trainer.group import ALONE, Group
 from trainer.layout import lay_out
 from trainer.lora import LoraBackbone
 
 
 @torch.no_grad()
 def input_covariance(
-    lora: LoraBackbone, sequences: Sequence[TrainingSequence], codes: NDArray[np.int16], *, batch_size: int = 64
+    lora: LoraBackbone,
+    sequences: Sequence[TrainingSequence],
+    codes: NDArray[np.int16],
+    *,
+    batch_size: int = 64,
+    group: Group = ALONE,
 ) -> dict[str, Tensor]:
     """Mean of x x^T over the tokens of `sequences` (padding left out), per adapted module, float64 [d_in, d_in].
 
-    The model is asked as `lora` composes it now, without dropout.
+    The model is asked as `lora` composes it now, without dropout. group: each rank takes its share of the sequences.
     """
     total: dict[str, Tensor] = {}
     tokens_seen = 0
@@ -35,13 +41,16 @@ def input_covariance(
 
     lora.observe(observe)
     try:
-        for first in range(0, len(ordered), batch_size):
-            part = ordered[first : first + batch_size]
-            layout = lay_out(lora.backbone.prompt, part, codes)
-            real = torch.from_numpy(layout.real.reshape(-1)).to(lora.backbone.device)
+        for first in range(0, len(ordered), batch_size * group.size):
+            together = ordered[first : first + batch_size * group.size]
+            part = group.share(together)
+            layout = lay_out(lora.backbone.prompt, part or together[:1], codes)
+            real = torch.from_numpy(layout.real.reshape(-1) & bool(part)).to(lora.backbone.device)
             tokens_seen += int(real.sum())
             decode_tokens(lora.backbone, layout)
     finally:
         lora.observe(None)
         lora.backbone.model.train(was_training)
+    group.add_up(list(total.values()))
+    tokens_seen = int(group.sums([tokens_seen])[0])
     return {module: product.to(lora.backbone.device) / max(tokens_seen, 1) for module, product in total.items()}

@@ -13,6 +13,7 @@ from service.generation.engine import GenerationRequest, ServedModel
 from service.recommend.ranking import Float64, rank_leaves, rank_popular
 from trainer.examples import Case, TrainingSequence
 from trainer.fit import sequence_loss
+from trainer.group import ALONE, Group
 
 DEPTH = 10
 
@@ -63,9 +64,24 @@ def ndcg(ranks: NDArray[np.int64], k: int) -> Float64:
 
 
 def model_ranks(
-    model: ServedModel, cases: Sequence[Case], index: CatalogueIndex, popularity: Float64, *, batch_size: int = 64
+    model: ServedModel,
+    cases: Sequence[Case],
+    index: CatalogueIndex,
+    popularity: Float64,
+    *,
+    batch_size: int = 64,
+    group: Group = ALONE,
 ) -> NDArray[np.int64]:
-    """Rank of each case's target in the list that the service would return, 0 beyond 10. int64 [cases]."""
+    """Rank of each case's target in the list that the service would return, 0 beyond 10. int64 [cases].
+
+    group: each of its processes asks about its share of the cases.
+    """
+    if group.size > 1:
+        found = np.zeros(len(cases))
+        found[group.rank :: group.size] = model_ranks(
+            model, group.share(cases), index, popularity, batch_size=batch_size
+        )
+        return np.array(group.sums(found.tolist()), dtype=np.int64)
     ranks = np.zeros(len(cases), dtype=np.int64)
     order = sorted(range(len(cases)), key=lambda i: len(cases[i].history))  # like lengths together: little padding
     trie = index.trie
@@ -110,19 +126,22 @@ def validation_loss(
     *,
     batch_size: int = 128,
     low_precision: bool = False,
+    group: Group = ALONE,
 ) -> float:
     """Mean over cases of the target's cross-entropy, nats per item: minus the score that the service would give it.
 
     Far less noisy on few users than a rank metric (paper: the best epoch is taken by validation loss).
     low_precision: products in bfloat16, as in training: the mean moves by some thousandths of a nat, which can swap two
-    passes that are about equally good.
+    passes that are about equally good. group: each rank asks about its share of the cases.
     """
     total = 0.0
     order = sorted(cases, key=lambda case: len(case.history))
-    for first in range(0, len(order), batch_size):
-        part = order[first : first + batch_size]
-        batch = [TrainingSequence(np.append(case.history, case.target), len(case.history)) for case in part]
+    for first in range(0, len(order), batch_size * group.size):
+        together = order[first : first + batch_size * group.size]
+        part = group.share(together)
+        asked = part or together[:1]  # sharded blocks are collected by all ranks, also by one without a case
+        batch = [TrainingSequence(np.append(case.history, case.target), len(case.history)) for case in asked]
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=low_precision):
-            loss, count = sequence_loss(backbone, batch, codes)
-        total += loss.item() * count
-    return total / max(len(cases), 1)
+            loss, _ = sequence_loss(backbone, batch, codes)
+        total += loss.item() * len(part)
+    return group.sums([total])[0] / max(len(cases), 1)

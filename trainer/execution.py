@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
+from trainer.group import Group
 from trainer.layout import Size, sequence_length
 from trainer.lora import ADDING, AdaptedLinear, blocks
 
@@ -89,6 +90,14 @@ def plan(
     free = MEMORY_SHARE * (torch.cuda.mem_get_info(backbone.device)[0] + reserved)
     tokens, recompute = fitting(backbone, free, compiled)
     return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled)
+
+
+def agreed(execution: Execution, group: Group) -> Execution:
+    """What fits the rank with the least memory free, so that all cut a batch alike. Collective."""
+    if group.size == 1:
+        return execution
+    tokens, plain = group.least(execution.tokens), group.least(not execution.checkpoint)
+    return replace(execution, tokens=int(tokens), checkpoint=not plain)
 
 
 def fitting(backbone: Backbone, free: float, compiled: bool) -> tuple[int, bool]:

@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.generation.backbone import Backbone
+from trainer.checkpoints import Checkpoints
 from trainer.decoder import decode_tokens, to_device
 from trainer.examples import TrainingSequence
-from trainer.execution import Execution, executing, plan
+from trainer.execution import Execution, agreed, executing, plan
+from trainer.group import ALONE, Group
 from trainer.layout import AS_IT_IS, Size, lay_out
 from trainer.proximal import first_step_weight
+from trainer.resume import captured, restored
+from trainer.sharding import is_sharded
+
+RANKS_APART = 1_000_003
+"""Between the seeds of the ranks, so that seeds that follow each other share none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,28 @@ class FitReport:
     seconds: float = 0.0
 
 
+@dataclass(slots=True)
+class Readings:
+    """What the steps of the pass under way came to; tensors wait on the device until they are read.
+
+    losses: of each step this rank's share. targets: of each step's whole batch.
+    """
+
+    losses: list[Any] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    penalties: list[Any] = field(default_factory=list)
+    ratios: list[Any] = field(default_factory=list)
+
+    def read(self, group: Group) -> "Readings":
+        """As numbers, the losses of whole batches; once a pass, since each reading waits for the device. Collective."""
+        losses, penalties, ratios = (list(map(float, own)) for own in (self.losses, self.penalties, self.ratios))
+        return Readings(group.sums(losses), list(self.targets), penalties, ratios)
+
+    def of(self, group: Group) -> "Readings":
+        """What `read` gave, such that reading again gives it again."""
+        return self if group.rank == 0 else replace(self, losses=[0.0] * len(self.losses))
+
+
 Penalty = Callable[[], Tensor]
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -70,77 +101,113 @@ def fit(
     penalty_weight: float = 0.0,
     relative: bool = False,
     on_step: Progress = lambda done, total: None,
+    group: Group = ALONE,
+    kept: Checkpoints | None = None,
 ) -> FitReport:
     """Train `parameters` in place and leave them at their best by `evaluate`, the starting point included.
 
     codes: int16 [catalogue rows, 4]. epoch_sequences: the sequences of one pass. evaluate: higher is better; it is
-    asked in eval mode.
+    asked in eval mode, on every rank, and rank 0's answer counts.
     penalty: the proximal, computed in float32; its gradient is taken apart so that its share can be reported.
     relative: penalty_weight is the proximal's share of the first step's gradient (trainer.proximal.first_step_weight).
+    group: who trains this together; all give the same arguments. kept: where to go on from, and to keep what is done.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + RANKS_APART * group.rank)  # dropout of other sequences is drawn anew
     random = np.random.default_rng(config.seed)
     started = time.monotonic()
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]  # norms and biases are not decayed
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    group.make_equal(parameters)
+    optimiser = make_optimiser(parameters, config)
     first_pass = epoch_sequences(random)
     steps_per_epoch = math.ceil(len(first_pass) / config.batch_size)
     total_steps = max(1, steps_per_epoch * config.epochs)
     backbone.model.train(False)
-    report = FitReport(scores=[(0, evaluate())], trainable_parameters=sum(p.numel() for p in parameters))
-    best = [p.detach().clone() for p in parameters]
-    execution = plan(backbone, first_pass, config.batch_size, config.epochs, residual_dropout=config.residual_dropout)
-    step = 0
+    report = FitReport(trainable_parameters=sum(p.numel() for p in parameters))
+    readings = Readings()
+    first_epoch, taken, step = 1, 0, 0
     weight = None if relative and penalty_weight > 0 else penalty_weight
+    if kept is not None and (state := kept.load(group)) is not None:
+        tensors, values = state
+        best = restored(tensors, parameters, optimiser, group)
+        report, readings = FitReport(**values["report"]), Readings(**values["readings"]).of(group)
+        report.scores = [(epoch, score) for epoch, score in report.scores]  # JSON has lists only
+        first_epoch, taken, step, weight = (values[name] for name in ("epoch", "taken", "step", "weight"))
+        random.bit_generator.state = values["order"]
+        started -= report.seconds
+    else:
+        report.scores.append((0, group.agree(evaluate())))
+        best = [p.detach().clone() for p in parameters]
+    execution = plan(
+        backbone,
+        first_pass,
+        math.ceil(config.batch_size / group.size),
+        config.epochs,
+        residual_dropout=config.residual_dropout,
+        compiled=False if group.sharded else None,
+    )
+    execution = agreed(execution, group)
     with executing(backbone, execution, config.residual_dropout) as residual_dropout:
-        for epoch in range(1, config.epochs + 1):
+        for epoch in range(first_epoch, config.epochs + 1):
             backbone.model.train()
-            losses, weights, penalties, ratios = [], [], [], []
-            for batch in batches(epoch_sequences(random), config.batch_size, random):
-                for group in optimiser.param_groups:
-                    group["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
+            order = random.bit_generator.state
+            for batch in islice(batches(epoch_sequences(random), config.batch_size, random), taken, None):
+                for part in optimiser.param_groups:
+                    part["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
                 optimiser.zero_grad(set_to_none=True)
                 dropouts = (config.embedding_dropout, residual_dropout)
-                loss, targets = add_gradients(backbone, batch, codes, execution, dropouts, config.low_precision)
+                loss, targets = add_gradients(backbone, batch, codes, execution, dropouts, config.low_precision, group)
+                group.add_up_gradients(parameters)
                 if penalty is not None and weight is None:
                     weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
                 if penalty is not None and weight:
                     value, ratio = _add_penalty(penalty, weight, parameters)
-                    penalties.append(value)
-                    ratios.append(ratio)
-                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                    readings.penalties.append(value)
+                    readings.ratios.append(ratio)
+                group.clip(parameters, config.clip_norm)
                 optimiser.step()
-                losses.append(loss)
-                weights.append(targets)
-                step += 1
+                readings.losses.append(loss)
+                readings.targets.append(targets)
+                step, taken = step + 1, taken + 1
                 on_step(min(step, total_steps), total_steps)
-            means = _read(losses)
-            report.losses.append(float(np.average(means, weights=weights)) if means else math.nan)
-            report.penalties.append(float(np.mean(_read(penalties))) if penalties else 0.0)
-            report.gradient_ratio.append(float(np.mean(_read(ratios))) if ratios else 0.0)
+                if kept is not None and kept.due(group, step):
+                    report.seconds = time.monotonic() - started
+                    values = {"epoch": epoch, "taken": taken, "step": step, "weight": weight, "order": order}
+                    values |= {"report": asdict(report), "readings": asdict(readings.read(group))}
+                    kept.save(step, captured(parameters, optimiser, best, group), values, group)
+            means = readings.read(group)
+            report.losses.append(float(np.average(means.losses, weights=means.targets)) if means.losses else math.nan)
+            report.penalties.append(float(np.mean(means.penalties)) if means.penalties else 0.0)
+            report.gradient_ratio.append(float(np.mean(means.ratios)) if means.ratios else 0.0)
+            readings, taken = Readings(), 0
             if epoch % config.evaluate_every and epoch != config.epochs:
                 continue
             backbone.model.train(False)
-            report.scores.append((epoch, evaluate()))
+            report.scores.append((epoch, group.agree(evaluate())))
             if report.scores[-1][1] > max(score for _, score in report.scores[:-1]):
                 report.best_epoch = epoch
                 best = [p.detach().clone() for p in parameters]
             elif epoch - report.best_epoch >= config.patience * config.evaluate_every:
                 break
     with torch.no_grad():
-        for parameter, kept in zip(parameters, best, strict=True):
-            parameter.copy_(kept)
+        for parameter, own in zip(parameters, best, strict=True):
+            parameter.copy_(own)
     backbone.model.train(False)
     on_step(total_steps, total_steps)
     report.penalty_weight = weight or 0.0
     report.seconds = time.monotonic() - started
     return report
+
+
+def make_optimiser(parameters: Sequence[nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
+    """AdamW without decay for norms and biases; sharded parameters apart, as one kernel takes one kind."""
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {(True, False): [], (False, False): []}
+    for parameter in parameters:
+        found.setdefault((parameter.ndim > 1, is_sharded(parameter)), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": own, "weight_decay": config.weight_decay if kind[0] else 0.0} for kind, own in found.items()],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -170,18 +237,20 @@ def add_gradients(
     execution: Execution,
     dropouts: tuple[float, float],
     low_precision: bool,
+    group: Group = ALONE,
 ) -> tuple[Tensor, int]:
     """Add the gradients of a batch's mean loss to .grad, part after part; returns that loss, detached, and its targets.
 
-    dropouts: on embedded tokens and on the residual stream.
+    dropouts: on embedded tokens and on the residual stream. group: each rank adds what its own share of the batch
+    gives, and returns that share of the loss; over the ranks they sum up to the whole.
     """
     total = sum(len(sequence.rows) - sequence.first_target for sequence in batch)
     losses = []
-    for part, size in execution.parts(backbone, batch):
+    for part, size, counts in group.parts(batch, lambda own: execution.parts(backbone, own)):
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=low_precision):
             loss, targets = sequence_loss(backbone, part, codes, *dropouts, size=size)
-        if targets != total:
-            loss = loss * (targets / max(total, 1))
+        if targets != total or not counts:
+            loss = loss * (targets / max(total, 1) if counts else 0.0)
         loss.backward()  # type: ignore[no-untyped-call]  # torch
         losses.append(loss.detach())
     return sum(losses[1:], losses[0]), total
@@ -210,11 +279,6 @@ def sequence_loss(
     count = len(labels)
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
     return loss, count
-
-
-def _read(values: Sequence[Tensor]) -> list[float]:
-    """Once an epoch: each reading waits for the device."""
-    return [value.item() for value in values]
 
 
 def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:

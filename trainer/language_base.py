@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from service.catalog.trie import CODES, LEVELS
 from service.generation.backbone import Backbone
 from service.settings import Settings
+from trainer.checkpoints import Checkpoints
 from trainer.evaluation import validation_loss
 from trainer.examples import Case, Examples
 from trainer.fit import FitConfig, FitReport, Progress, fit
 from trainer.language_check import scale_of
+from trainer.group import ALONE, Group
 from trainer.language_model import LanguageModel, token_rows
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter
+from trainer.resume import circumstances
 
 FIRST_ADAPTER = "base"
 
@@ -85,10 +88,12 @@ def train_language_base(
     device: torch.device,
     low_precision: bool,
     on_step: Progress,
+    group: Group = ALONE,
+    kept: Checkpoints | None = None,
 ) -> tuple[Adapter | None, FitReport]:
     """Train in place on D_1 and keep the epoch with the lowest validation loss; the model is frozen afterwards.
 
-    Returns adapter 1, None where it changes nothing. codes: int16 [catalogue rows, 4].
+    Returns adapter 1, None where it changes nothing. codes: int16 [catalogue rows, 4]. group, kept: see fit.
     """
     backbone = language_model.backbone
     nn.Module.to(backbone.model, device)
@@ -102,6 +107,10 @@ def train_language_base(
         seed=settings.seed,
     )
 
+    if kept is not None:
+        lora = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
+        kept = kept.keyed(recipe.train, lora, circumstances(examples.training, validation, codes, config, group))
+
     def train(trained: Backbone, parameters: Sequence[nn.Parameter]) -> FitReport:
         return fit(
             trained,
@@ -109,8 +118,10 @@ def train_language_base(
             lambda random: examples.training,
             codes,
             config,
-            evaluate=lambda: -validation_loss(trained, validation, codes, low_precision=low_precision),
+            evaluate=lambda: -validation_loss(trained, validation, codes, low_precision=low_precision, group=group),
             on_step=on_step,
+            group=group,
+            kept=kept,
         )
 
     if recipe.train is TrainMode.FULL:

@@ -19,6 +19,7 @@ from service.generation.backbone import Backbone, merge_lora
 from service.generation.torch_engine import TorchModel
 from service.recommend.ranking import Float64
 from service.settings import Settings
+from trainer.checkpoints import Checkpoints
 from trainer.covariance import input_covariance
 from trainer.evaluation import (
     DEPTH,
@@ -33,13 +34,17 @@ from trainer.evaluation import (
 from trainer.examples import Case, Examples, sample_cases
 from trainer.fit import FitConfig, FitReport, fit
 from trainer.gate import Comparison, compare
+from trainer.group import ALONE, Group
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter, Method
 from trainer.progress import Report, silent
+from trainer.resume import circumstances
 from trainer.tiny import low_precision_pays
 
 MOST_EPOCHS = 20
 """Passes over a window so small that more would only be learnt by heart; ADAPTIDE_UPDATE_EPOCHS can ask for more."""
+DECIDES = {"lora_rank", "lora_alpha", "lora_dropout", "proximal_weight", "proximal_relative", "proximal_group_by"}
+"""Settings beside those in FitConfig that training depends on."""
 EVALUATIONS = 10
 """How often an update is validated, about: more would cost as much as the training itself."""
 
@@ -87,6 +92,12 @@ class Learnt:
         return metrics(self.ranks[subject])
 
 
+Train = Callable[
+    [Backbone, Adapter | None, Method, Examples, NDArray[np.int16], Settings, Report], tuple[Adapter | None, FitReport]
+]
+"""Called as `adapt` is."""
+
+
 def learn(
     backbone: Backbone,
     incumbent: Adapter | None,
@@ -98,10 +109,12 @@ def learn(
     settings: Settings,
     steps: Steps,
     report: Report = silent,
+    train: Train | None = None,
 ) -> Learnt:
     """Adapt `incumbent` (None: the bare base) to a window and score it beside what it would replace.
 
     backbone: the unmerged base; it is the same afterwards. popularity: float64 [rows], as of before the window.
+    train: how the window is adapted to; None: by `adapt`, here.
     """
     test = sample_cases(examples.test, settings.evaluation_users, settings.seed)
     subjects: dict[str, Adapter | None] = {"base": None}
@@ -124,7 +137,7 @@ def learn(
     after = {name: own[: len(test)] for name, own in ranks.items()}
 
     with steps.step("fit") as row:
-        candidate, fitted = adapt(backbone, incumbent, method, examples, index.codes, settings, report)
+        candidate, fitted = (train or adapt)(backbone, incumbent, method, examples, index.codes, settings, report)
         row |= {"outcome": "adapted" if candidate is not None else "no_change", "best_epoch": fitted.best_epoch}
     if candidate is not None:
         with steps.step("evaluate_after") as row:
@@ -149,31 +162,45 @@ def adapt(
     codes: NDArray[np.int16],
     settings: Settings,
     report: Report = silent,
+    *,
+    group: Group = ALONE,
+    kept: Checkpoints | None = None,
 ) -> tuple[Adapter | None, FitReport]:
     """Train a LoRA on the backbone by `method` and take it off again; None when nothing better came of it.
 
     The epoch with the lowest validation loss is kept, the starting point included. codes: int16 [rows, 4].
+    group: who trains it together; all give the same arguments and get the same result. kept: see fit.
     """
     scale = incumbent.scale if incumbent else settings.lora_alpha / settings.lora_rank
     rank = method.rank(incumbent, settings.lora_rank)
     lora = LoraBackbone(backbone, rank=rank, alpha=scale * rank, dropout=settings.lora_dropout, seed=settings.seed)
     try:
-        stage = method.begin(lora, incumbent, lambda: input_covariance(lora, examples.training, codes))
+        stage = method.begin(lora, incumbent, lambda: input_covariance(lora, examples.training, codes, group=group))
         if not stage.parameters:
             return None, FitReport()
         validation = sample_cases(examples.validation, settings.evaluation_users, settings.seed)
         config = update_fit_config(settings, len(examples.training), backbone.device)
+        if kept is not None:
+            before = (
+                () if incumbent is None else (incumbent.tensors, incumbent.scale, incumbent.method, incumbent.state)
+            )
+            rules = method.name, settings.model_dump(mode="json", include=DECIDES)
+            kept = kept.keyed(*rules, before, circumstances(examples.training, validation, codes, config, group))
         fitted = fit(
             lora.backbone,
             stage.parameters,
             lambda random: examples.training,
             codes,
             config,
-            evaluate=lambda: -validation_loss(lora.backbone, validation, codes, low_precision=config.low_precision),
+            evaluate=lambda: (
+                -validation_loss(lora.backbone, validation, codes, low_precision=config.low_precision, group=group)
+            ),
             penalty=stage.penalty,
             penalty_weight=stage.weight,
             relative=stage.relative,
             on_step=lambda done, total: report("fit", done, total),
+            group=group,
+            kept=kept,
         )
         if stage.continues and not fitted.best_epoch:
             return None, fitted

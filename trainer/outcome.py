@@ -7,7 +7,9 @@ from typing import Any
 from service.adapters.artifacts import VerifiedBase
 from service.adapters.repository import NewAdapter, Pointer
 from service.generation.backbone import Backbone
+from service.kit.db import Database
 from service.settings import Settings
+from service.windows import repository as window_rows
 from service.windows.repository import Evaluation, Window
 from service.windows.states import WindowState
 from trainer.evaluation import metrics
@@ -24,6 +26,14 @@ class Range:
 
     after_seq: int
     through_seq: int
+
+
+def open_range(database: Database, through_seq: int | None) -> Range:
+    """The events after the last sealed window, up to `through_seq` or all."""
+    with database.read() as connection:
+        after = window_rows.last_through_seq(connection)
+        _, highest = window_rows.measure(connection, after, through_seq, None)
+    return Range(after, highest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,9 +18,12 @@ from service.generation.backbone import Backbone
 from service.generation.prompt import BOS, EOS, PAD, SPECIAL_TOKENS, VOCABULARY, code_tokens
 from service.generation.torch_engine import TorchModel
 from service.recommend.ranking import Float64
+from trainer.checkpoints import Checkpoints
 from trainer.evaluation import DEPTH, model_ranks, ndcg
 from trainer.examples import Case, Examples, TrainingSequence
 from trainer.fit import FitConfig, FitReport, Progress, fit
+from trainer.group import ALONE, Group
+from trainer.resume import circumstances
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +68,39 @@ def train_base(
     piece: int,
     device: torch.device,
     on_step: Progress,
+    group: Group = ALONE,
+    kept: Checkpoints | None = None,
 ) -> tuple[Backbone, FitReport]:
     """Train all weights on D_1 and keep the epoch with the best validation NDCG@10.
 
-    piece: items in a training sequence; each pass cuts every user's items at another offset.
+    piece: items in a training sequence; each pass cuts every user's items at another offset. group, kept: see fit.
     """
     backbone = new_tiny(config, fit_config.seed)
     nn.Module.to(backbone.model, device)
 
     def evaluate() -> float:
         model = TorchModel(backbone, "training", None, least_beams=DEPTH)
-        return float(ndcg(model_ranks(model, validation, index, popularity), DEPTH).mean()) if validation else 0.0
+        ranks = model_ranks(model, validation, index, popularity, group=group)
+        return float(ndcg(ranks, DEPTH).mean()) if validation else 0.0
 
     def sequences(random: np.random.Generator) -> list[TrainingSequence]:
         return [piece for whole in users for piece in cut(whole, piece_items, random)]
 
     users, piece_items = whole_sequences(examples), piece
     parameters = list(backbone.model.parameters())
-    report = fit(backbone, parameters, sequences, index.codes, fit_config, evaluate=evaluate, on_step=on_step)
+    if kept is not None:
+        kept = kept.keyed(circumstances(examples.training, validation, index.codes, fit_config, group))
+    report = fit(
+        backbone,
+        parameters,
+        sequences,
+        index.codes,
+        fit_config,
+        evaluate=evaluate,
+        on_step=on_step,
+        group=group,
+        kept=kept,
+    )
     backbone.model.requires_grad_(False)
     return backbone, report
 

@@ -27,11 +27,11 @@ from service.kit.ids import uuid7
 from service.kit.lease_keeper import held
 from service.kit.leases import Lease
 from service.settings import Settings
-from service.windows import repository as window_rows
 from service.windows import service as windows
 from service.windows.repository import Window
 from service.windows.service import UPDATER_LEASE, Outcome
 from service.windows.states import SealedBecause, WindowState
+from trainer.checkpoints import kept_training
 from trainer.evaluation import DEPTH, ndcg
 from trainer.examples import build_examples, prequential_cases
 from trainer.gate import Refusal, all_finite, judge
@@ -42,8 +42,13 @@ from trainer.methods import make_method
 from trainer.methods.base import Adapter
 from trainer.outcome import Range, Serving, Update, counts, evaluations, learning, training_settings
 from trainer.popularity import KeptPopularity
+from trainer.processes import Together
 from trainer.progress import Report, silent
 from trainer.streams import load_streams
+from trainer.together import adapting, require_shareable
+
+KEPT = "window"
+"""Kind of the updater's checkpoints: of the one window that is worked on."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +75,9 @@ class Updater:
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
         self._popularity = KeptPopularity(database, settings)
         self._method = make_method(settings)
+        self._together = Together.of(settings)
+        if self._together is not None:
+            require_shareable(self._method.name)
 
     def tick(self, report: Report = silent) -> Window | None:
         """Seal what is due and bring one window to its outcome; None when there was nothing to do.
@@ -178,6 +186,8 @@ class Updater:
             users=settings.evaluation_users,
             seed=settings.seed,
         )
+        subject = f"{serving.base.digest} {serving.pointer.adapter_version} {span.after_seq}-{span.through_seq}"
+        kept = None if rehearsal else kept_training(settings, KEPT, subject)
         learnt = learn(
             serving.backbone,
             serving.incumbent,
@@ -189,6 +199,7 @@ class Updater:
             settings,
             steps,
             report,
+            adapting(self._together, serving.base.path / "model", kept),
         )
         update.learnt = learnt
         update.statistics |= learning(learnt)
@@ -239,6 +250,8 @@ class Updater:
         )
         if moved is not None:
             self._announce(Change.POINTER)
+        if (kept := kept_training(self._settings, KEPT, "")) is not None:
+            kept.clear()
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate
@@ -302,11 +315,3 @@ class Updater:
 
 def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-
-
-def open_range(database: Database, through_seq: int | None) -> Range:
-    """The events after the last sealed window, up to `through_seq` or all."""
-    with database.read() as connection:
-        after = window_rows.last_through_seq(connection)
-        _, highest = window_rows.measure(connection, after, through_seq, None)
-    return Range(after, highest)

@@ -37,9 +37,9 @@ from trainer.lora import LoraBackbone
 from trainer.methods import make_method
 from trainer.methods.base import Adapter, Covariance, Stage
 from trainer.methods.single_evolving import SingleEvolving
-from trainer.outcome import rehearsal_summary, window_summary
+from trainer.outcome import Range, open_range, rehearsal_summary, window_summary
 from trainer.streams import load_streams
-from trainer.updater import Range, Updater, open_range
+from trainer.updater import Updater
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the dialect plays no part
 ADMIN = MoveRequest("key:admin")

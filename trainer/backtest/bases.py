@@ -18,7 +18,8 @@ from service.generation.backbone import Backbone, pick_device
 from service.kit.files import publish_folder
 from service.settings import Settings
 from trainer.backtest.data import BacktestData, popularity_before, streams
-from trainer.base import open_language_model, tokenize, train_backbone
+from trainer.base import tokenize
+from trainer.base_training import open_language_model, train_backbone
 from trainer.examples import build_examples
 from trainer.language_model import load_trainable
 from trainer.methods.base import Adapter
