@@ -20,8 +20,8 @@ from trainer.checkpoints import Checkpoints
 from trainer.evaluation import validation_loss
 from trainer.examples import Case, Examples
 from trainer.fit import FitConfig, FitReport, Progress, fit
-from trainer.language_check import scale_of
 from trainer.group import ALONE, Group
+from trainer.language_check import scale_of
 from trainer.language_model import LanguageModel, token_rows
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter
