@@ -46,6 +46,13 @@ class Home:
         self.database = Database(f"sqlite:///{self.path / 'adaptide.db'}")
         migrate.upgrade(self.database)
 
+    def copied(self, target: Path) -> Path:
+        """A copy of the home. Closed meanwhile: to open SQLite's files a second time would lose this process's locks."""
+        self.database.close()
+        shutil.copytree(self.path, target)
+        self.database = Database(f"sqlite:///{self.path / 'adaptide.db'}")
+        return target
+
     def window(self) -> Window:
         return windows.read_window(self.database, 2)  # the first is what the base learnt from
 
@@ -80,7 +87,7 @@ def test_an_updater_that_was_killed_goes_on_to_the_same_adapter(
 ) -> None:
     built = built_world.copy_into(home.database, home.path / "artifacts")
     worlds.send(home.database, utc_now, worlds.later_walks())
-    copy = shutil.copytree(home.path, tmp_path / "in-one-go")
+    copy = home.copied(tmp_path / "in-one-go")
     stage = home.stage
 
     killed = stage.start("trainer", "run")
@@ -109,7 +116,7 @@ def test_an_updater_that_was_killed_goes_on_to_the_same_adapter(
 def test_a_base_build_that_was_killed_goes_on_to_the_same_base(home: Home, tmp_path: Path) -> None:
     worlds.put(home.database, utc_now, worlds.items())
     worlds.send(home.database, utc_now, worlds.first_walks())
-    copy = shutil.copytree(home.path, tmp_path / "in-one-go")
+    copy = home.copied(tmp_path / "in-one-go")
     stage, given = home.stage, ("--hidden", "32", "--layers", "2", "--epochs", "40", "--quantiser", "rqkmeans")
 
     killed = stage.start("base", "build", *given)
