@@ -66,19 +66,21 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, flushed: bool = True) -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises (BEGIN IMMEDIATE on SQLite).
 
-        Raises StoreUnavailable when the store cannot be reached or stays locked.
+        Not flushed: committed like any other, and the end of any process leaves it be, but the disk has it only with
+        the next flushed one. A power cut before that undoes it; never while something written later stays
+        (docs/decisions/0024). Raises StoreUnavailable when the store cannot be reached or stays locked.
         """
-        with self._transaction(writes=True) as connection:
+        with self._transaction(writes=True, flushed=flushed) as connection:
             yield connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Iterator[Connection]:
+    def _transaction(self, *, writes: bool, flushed: bool = True) -> Iterator[Connection]:
         try:
             with self.engine.connect() as connection:
-                connection = connection.execution_options(adaptide_writes=writes)
+                connection = connection.execution_options(adaptide_writes=writes, adaptide_flushed=flushed)
                 with connection.begin():
                     yield connection
         except (OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
@@ -157,8 +159,15 @@ def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         # A deferred transaction that reads and then writes fails at once with "locked"; a writer takes its lock first.
-        writes = connection.get_execution_options().get("adaptide_writes", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("adaptide_writes", True):
+            connection.exec_driver_sql("BEGIN")
+            return
+        level = "FULL" if options.get("adaptide_flushed", True) else "NORMAL"
+        if connection.info.get("synchronous", "FULL") != level:  # info lives as long as the driver's connection
+            connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+            connection.info["synchronous"] = level
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
@@ -166,7 +175,7 @@ def _sqlite_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine
 def _postgres_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engine:
     milliseconds = int(lock_timeout_s * 1000)
     try:
-        return sa.create_engine(
+        engine = sa.create_engine(
             url.set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             max_overflow=pool_size,
@@ -182,6 +191,13 @@ def _postgres_engine(url: sa.URL, pool_size: int, lock_timeout_s: float) -> Engi
         )
     except ModuleNotFoundError as error:
         raise ConfigurationError("PostgreSQL needs the driver: pip install 'adaptide[postgres]'") from error
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if not connection.get_execution_options().get("adaptide_flushed", True):
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+
+    return engine
 
 
 def _dumps(value: Any) -> str:

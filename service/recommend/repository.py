@@ -8,5 +8,8 @@ from sqlalchemy.engine import Connection
 from service.recommend.tables import recommendations
 
 
+_INSERT = recommendations.insert()
+
+
 def insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    connection.execute(recommendations.insert(), rows)
+    connection.execute(_INSERT, rows)
