@@ -7,7 +7,6 @@ from sqlalchemy.engine import Connection
 
 from service.recommend.tables import recommendations
 
-
 _INSERT = recommendations.insert()
 
 

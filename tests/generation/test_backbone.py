@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from service.errors import ArtifactError
-from service.generation.backbone import merge_lora
+from service.generation.backbone import match_lora, merge_lora
+from service.generation.llama import pack
 from service.generation.reference import score_items
 from tests.models import tiny_backbone
 from trainer.lora import LoraBackbone
@@ -71,3 +72,27 @@ def test_an_adapter_that_does_not_fit_is_refused(change: object, message: str) -
 
     with pytest.raises(ArtifactError, match=message):
         merge_lora(tiny_backbone(), change(tensors), 1.0)  # type: ignore[operator]
+
+
+def test_weights_packed_with_an_adapter_are_those_of_the_merged_backbone() -> None:
+    base = tiny_backbone()
+    tensors = moved(LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0).tensors())
+    some = {name: tensor for name, tensor in tensors.items() if "layers.0.mlp.up_proj" not in name}
+
+    packed = pack(base.model, match_lora(base, some, 2.0))
+    expected = pack(merge_lora(base, some, 2.0).model)
+
+    assert packed is not None
+    assert expected is not None
+    for ours, theirs in zip(packed.layers, expected.layers, strict=True):
+        for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_an_adapter_of_the_head_is_not_packed_into_the_blocks() -> None:
+    base = tiny_backbone()
+    head = base.model.get_output_embeddings().weight
+    pair = {"lora_A": torch.ones(2, head.shape[1]), "lora_B": torch.ones(head.shape[0], 2)}
+    tensors = {f"base_model.model.lm_head.{name}.weight": tensor for name, tensor in pair.items()}
+
+    assert pack(base.model, match_lora(base, tensors, 1.0)) is None

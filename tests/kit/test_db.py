@@ -128,7 +128,7 @@ def test_a_write_that_is_not_flushed_outlives_its_process(tmp_path: Path) -> Non
     database = Database(url)
     migrate.upgrade(database)
     database.close()
-    ended = subprocess.run([sys.executable, "-c", KILLED, url], check=False)  # noqa: S603  # our own interpreter
+    ended = subprocess.run([sys.executable, "-c", KILLED, url], check=False)
 
     assert ended.returncode == -signal.SIGKILL
     database = Database(url)
