@@ -1,4 +1,4 @@
-"""Follows the active pointer: loads and warms the new model beside the old one, flips, drains, frees.
+"""Follows the active pointer: loads, warms, flips, drains, frees; over 300 lines, since all of it shares one state.
 
 Requests borrow the model in service with `lease_model`; they never wait for a load. Whatever goes wrong with a new
 model, the one before it goes on serving, and `status()` says so.
@@ -20,9 +20,11 @@ from service.adapters.repository import Adapter, Base, Pointer
 from service.adapters.states import Move
 from service.errors import AdaptideError, ArtifactError, ArtifactMissing, StoreUnavailable
 from service.generation.engine import Engine, ServedModel
+from service.kit.allocator import give_back_freed_memory
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.poller import Poller
+from service.kit.priority import give_way
 from service.telemetry import ACTIVATION_SECONDS, ACTIVATIONS, SERVED_REVISION
 
 log = structlog.get_logger(__name__)
@@ -93,7 +95,7 @@ class Activation:
         """warm: run on each new model before it serves, such as one small generation; a failure keeps it out."""
         self._database, self._clock, self._artifacts, self._engine = database, clock, artifacts, engine
         self._warm, self._monotonic = warm, monotonic
-        self._poller = Poller("activation", poll_interval, self.refresh)
+        self._poller = Poller("activation", poll_interval, self._follow)
         self._lock = threading.Lock()  # guards the slot and the status
         self._refreshing = threading.Lock()  # one load at a time
         self._slot: _Slot | None = None
@@ -134,6 +136,14 @@ class Activation:
         finally:
             if slot is not None:
                 self._leave(slot)
+
+    def _follow(self) -> None:
+        held = self._slot
+        if held is not None:  # from the first model on somebody may be answered while another one is loaded
+            give_way()
+        self.refresh()
+        if held is not None and held is not self._slot:
+            give_back_freed_memory()
 
     def refresh(self) -> ActivationStatus:
         """Bring what serves in line with the pointer. Never raises for what a store, a file or an engine does."""

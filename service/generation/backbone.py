@@ -139,16 +139,34 @@ def weight_of(module: nn.Linear | Conv1D) -> Tensor:
     return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 
-def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> Backbone:
-    """A backbone with W + scale * B A in each adapted weight; all other weights are shared with `backbone`.
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """An adapter matched with a backbone. pairs: A and B, float32, by the id of the weight that they adapt.
 
-    tensors: PEFT names (`base_model.model.<module>.lora_A.weight`), float32. Raises ArtifactError for a module that the
-    backbone does not have or a shape that does not fit.
+    A weight that is stored [in, out] has (B transposed, A transposed) for its pair.
+    """
+
+    pairs: dict[int, tuple[Tensor, Tensor]]
+    scale: float
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W + scale * B A, computed in float32 and rounded once; `weight` itself where it is not adapted."""
+        pair = self.pairs.get(id(weight))
+        if pair is None:
+            return weight
+        a, b = (part.to(weight.device) for part in pair)
+        return (b @ a).mul_(self.scale).add_(weight).to(weight.dtype)
+
+
+def match_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> Lora:
+    """tensors: PEFT names (`base_model.model.<module>.lora_A.weight`), float32.
+
+    Raises ArtifactError for a module that the backbone does not have or a shape that does not fit.
     """
     modules = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
     if 2 * len(modules) != len(tensors):
         raise ArtifactError("the adapter's tensors are not pairs of lora_A and lora_B")
-    adapted: dict[int, nn.Parameter] = {}
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
     for name in modules:
         try:
             module = backbone.model.get_submodule(name.removeprefix(LORA_PREFIX))
@@ -157,12 +175,21 @@ def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> 
             raise ArtifactError(f"the base has no module for {name}") from error
         if not isinstance(module, LINEAR) or (b.shape[0], a.shape[1]) != tuple(weight_of(module).shape):
             raise ArtifactError(f"{name} does not fit the base's weight")
-        weight = module.weight
-        change = scale * (b.to(weight.device) @ a.to(weight.device))
-        merged = weight.float() + (change.T if isinstance(module, Conv1D) else change)
-        adapted[id(weight)] = nn.Parameter(merged.to(weight.dtype), requires_grad=False)
+        pairs[id(module.weight)] = (b.T, a.T) if isinstance(module, Conv1D) else (a, b)
+    return Lora(pairs, scale)
+
+
+def merge_lora(backbone: Backbone, tensors: dict[str, Tensor], scale: float) -> Backbone:
+    """A backbone with the adapter merged into each adapted weight; all other weights are shared with `backbone`.
+
+    Arguments and errors: see match_lora.
+    """
+    lora = match_lora(backbone, tensors, scale)
     # deepcopy takes from its memo what it has already "copied": merged weights for adapted ones, the others themselves.
-    memo: dict[int, object] = {id(p): adapted.get(id(p), p) for p in backbone.model.parameters()}
+    memo: dict[int, object] = {id(p): p for p in backbone.model.parameters()}
+    for parameter in backbone.model.parameters():
+        if id(parameter) in lora.pairs:
+            memo[id(parameter)] = nn.Parameter(lora.merged(parameter), requires_grad=False)
     memo |= {id(buffer): buffer for buffer in backbone.model.buffers()}
     return Backbone(copy.deepcopy(backbone.model, memo), backbone.prompt)
 

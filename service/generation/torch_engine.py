@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from service.catalog.trie import Trie
 from service.errors import ArtifactError
-from service.generation.backbone import Backbone, load_backbone, merge_lora, pick_device, pick_dtype
+from service.generation.backbone import Backbone, load_backbone, match_lora, merge_lora, pick_device, pick_dtype
 from service.generation.beam import beam_search, pruned, trie_tensors
 from service.generation.blocks import Blocks
 from service.generation.engine import Generated, GenerationRequest
 from service.generation.graphs import Graphs, Progress, Prompts, Sizes, Slot, silent
-from service.generation.llama import Prefix, pack, read_prefix
+from service.generation.llama import Llama, Prefix, pack, read_prefix
 from service.generation.prompt import PAD
 
 if TYPE_CHECKING:
@@ -35,11 +34,12 @@ class TorchModel:
         least_beams: int,
         captured: tuple[Graphs, Slot] | None = None,
         *,
+        packed: Llama | None = None,
         share_prefix: bool = True,
     ) -> None:
-        """captured: a slot with this model's weights, and what searches it; then `backbone` need not be merged.
+        """captured: a slot with this model's weights, and what searches it; packed: those weights, packed.
 
-        share_prefix: read what all prompts begin with once, now.
+        With either `backbone` need not be merged. share_prefix: read what all prompts begin with once, now.
         """
         self.backbone = backbone
         self.base_id = base_id
@@ -48,7 +48,7 @@ class TorchModel:
         self._captured = captured
         self._prefix: Prefix | None = None
         if captured is None:
-            self._llama = pack(backbone.model)
+            self._llama = packed or pack(backbone.model)
             shared = backbone.prompt.shared
             if self._llama is not None and share_prefix and len(shared):
                 self._prefix = read_prefix(self._llama, torch.from_numpy(shared).to(backbone.device))
@@ -155,22 +155,37 @@ class TorchEngine:
                     )
                 self._base = (base.base_id, backbone, self._graphs(backbone))
             _, backbone, graphs = self._base
+        if graphs is None:
+            return self._loaded(base.base_id, backbone, adapter)
         version, merged = (None, backbone) if adapter is None else (adapter.version, None)
-        with graphs.loading() if graphs is not None else nullcontext():
+        with graphs.loading():
             if adapter is not None:
-                tensors = {name: torch.from_numpy(tensor) for name, tensor in adapter.tensors.items()}
-                merged = merge_lora(backbone, tensors, adapter.config["lora_alpha"] / adapter.config["r"])
+                merged = merge_lora(backbone, *_lora_of(adapter))
         assert merged is not None  # noqa: S101  # one of the two
-        slot = graphs.take(merged) if graphs is not None else None
-        if graphs is None or slot is None:
+        slot = graphs.take(merged)
+        if slot is None:
             return TorchModel(merged, base.base_id, version, self._beams)
         return TorchModel(backbone, base.base_id, version, self._beams, (graphs, slot))
+
+    def _loaded(self, base_id: str, backbone: Backbone, adapter: "VerifiedAdapter | None") -> TorchModel:
+        """What serves without graphs: packed from base and adapter at once where that can be, so nothing is twice."""
+        if adapter is None:
+            return TorchModel(backbone, base_id, None, self._beams)
+        tensors, scale = _lora_of(adapter)
+        packed = pack(backbone.model, match_lora(backbone, tensors, scale))
+        merged = backbone if packed is not None else merge_lora(backbone, tensors, scale)
+        return TorchModel(merged, base_id, adapter.version, self._beams, packed=packed)
 
     def _graphs(self, backbone: Backbone) -> Graphs | None:
         if self._device.type != "cuda" or self._sizes is None or pack(backbone.model) is None:
             return None
         blocks = Blocks.best(self._device) if self._compiled else Blocks(compiled=False)
         return Graphs(backbone, self._sizes, blocks, on_capture=self._on_capture)
+
+
+def _lora_of(adapter: "VerifiedAdapter") -> tuple[dict[str, Tensor], float]:
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in adapter.tensors.items()}
+    return tensors, adapter.config["lora_alpha"] / adapter.config["r"]
 
 
 def pad_prompts(prompts: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,9 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = problem_of(
-            scope, PayloadTooLarge(f"the body is larger than {self.limit} bytes; send smaller batches")
-        )
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared[:20]) > self.limit:
-            await refusal(scope, receive, send)
+            await self._refuse(scope, receive, send)
             return
         received, exceeded, started = 0, False, False
 
@@ -47,4 +44,8 @@ class BodyLimitMiddleware:
             if not exceeded or started:
                 raise
         if exceeded and not started:
-            await refusal(scope, receive, send)
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        too_large = PayloadTooLarge(f"the body is larger than {self.limit} bytes; send smaller batches")
+        await problem_of(scope, too_large)(scope, receive, send)

@@ -11,6 +11,14 @@ _KEPT = {
 }
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what is free now; costs milliseconds. On another C library than glibc nothing happens."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep blocks up to 32 MiB, and up to 256 MiB in all, instead of giving each back to the system.
 

@@ -97,23 +97,27 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, *, patient: bool = False) -> Iterator[Connection]:
+    def write(self, *, patient: bool = False, flushed: bool = True) -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises (BEGIN IMMEDIATE on SQLite).
 
-        patient: as for `read`. Raises StoreUnavailable when the store cannot be reached or stays locked.
+        patient: as for `read`. Not flushed: committed like any other, and the end of any process leaves it be, but the
+        disk has it only with the next flushed one. A power cut before that undoes it; never while something written
+        later stays (docs/decisions/0024). Raises StoreUnavailable when the store cannot be reached or stays locked.
         """
-        with self._transaction(writes=True, patient=patient) as connection:
+        with self._transaction(writes=True, patient=patient, flushed=flushed) as connection:
             yield connection
 
     @contextmanager
-    def _transaction(self, *, writes: bool, patient: bool) -> Iterator[Connection]:
+    def _transaction(self, *, writes: bool, patient: bool, flushed: bool = True) -> Iterator[Connection]:
         within_s = None if patient else self._within_s
         if within_s is not None and self._outage.lasts:
             raise StoreUnavailable("the database did not answer in time lately", retry_after=1)
         with postgres.deadline(within_s) as deadline:
             try:
                 with self.engine.connect() as connection:
-                    connection = connection.execution_options(adaptide_writes=writes, adaptide_patient=patient)
+                    connection = connection.execution_options(
+                        adaptide_writes=writes, adaptide_patient=patient, adaptide_flushed=flushed
+                    )
                     with connection.begin():
                         yield connection
             except (OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
@@ -242,8 +246,15 @@ def _sqlite_engine(url: sa.URL, limits: Limits) -> Engine:
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         # A deferred transaction that reads and then writes fails at once with "locked"; a writer takes its lock first.
-        writes = connection.get_execution_options().get("adaptide_writes", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("adaptide_writes", True):
+            connection.exec_driver_sql("BEGIN")
+            return
+        level = "FULL" if options.get("adaptide_flushed", True) else "NORMAL"
+        if connection.info.get("synchronous", "FULL") != level:  # info lives as long as the driver's connection
+            connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+            connection.info["synchronous"] = level
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

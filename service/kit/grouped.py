@@ -19,7 +19,7 @@ class Grouped(Generic[T, R]):
     """
 
     def __init__(self, name: str, do: Callable[[Sequence[T]], Sequence[R]], *, most: int, max_queued: int) -> None:
-        """do: one result for each of up to `most` calls, in their order. When it returns, what it did is durable.
+        """do: one result for each of up to `most` calls, in their order. When it returns, what it did is committed.
 
         When it raises StoreUnavailable, all of a group fail; after any other failure each call is done by itself, so
         that one that cannot be done fails alone: `do` leaves nothing behind when it raises.

@@ -113,6 +113,11 @@ def create_engine(url: sa.URL, limits: Limits, **arguments: Any) -> Engine:
             if connection.get_execution_options().get("adaptide_patient"):
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
 
+    @event.listens_for(engine, "begin")
+    def _unflushed(connection: Connection) -> None:
+        if not connection.get_execution_options().get("adaptide_flushed", True):
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+
     return engine
 
 

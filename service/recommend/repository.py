@@ -11,9 +11,11 @@ from service.kit.db import one_of
 from service.kit.ids import least_uuid7
 from service.recommend.tables import recommendations
 
+_INSERT = recommendations.insert()
+
 
 def insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    connection.execute(recommendations.insert(), rows)
+    connection.execute(_INSERT, rows)
 
 
 def delete_before(connection: Connection, before: datetime, limit: int) -> int:

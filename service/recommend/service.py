@@ -78,7 +78,7 @@ class Recommender:
         on_reply: Callable[[Strategy, FallbackReason | None], None] = lambda strategy, reason: None,
         answers: AnswerCache | None = None,
     ) -> None:
-        """read_past: of a user. record: stores a row of `recommendations`; durable when its future has a result.
+        """read_past: of a user. record: stores a row of `recommendations`; committed when its future has a result.
 
         active_base: the base in memory, None before there is one. trained_through: of (base, adapter version).
         answers: kept for the same question, a moment long.

@@ -9,7 +9,8 @@ import torch
 from service.adapters.artifacts import VerifiedBase
 from service.adapters.lora import Dimensions
 from service.errors import ArtifactError
-from service.generation.backbone import load_backbone, merge_lora
+from service.generation.backbone import load_backbone, match_lora, merge_lora
+from service.generation.llama import pack
 from service.generation.prompt import compact
 from service.generation.reference import score_items
 from service.generation.torch_engine import TorchEngine
@@ -93,3 +94,27 @@ def test_an_engine_refuses_a_base_that_reads_fewer_items_than_prompts_may_have(t
     assert TorchEngine(device="cpu", dtype="float32", beams=5, history_items=63).load(base, None)
     with pytest.raises(ArtifactError, match=r"63 items at most; set ADAPTIDE_HISTORY_ITEMS \(now 64\)"):
         TorchEngine(device="cpu", dtype="float32", beams=5, history_items=64).load(base, None)
+
+
+def test_weights_packed_with_an_adapter_are_those_of_the_merged_backbone() -> None:
+    base = tiny_backbone()
+    tensors = moved(LoraBackbone(tiny_backbone(), rank=4, alpha=8, dropout=0, seed=0).tensors())
+    some = {name: tensor for name, tensor in tensors.items() if "layers.0.mlp.up_proj" not in name}
+
+    packed = pack(base.model, match_lora(base, some, 2.0))
+    expected = pack(merge_lora(base, some, 2.0).model)
+
+    assert packed is not None
+    assert expected is not None
+    for ours, theirs in zip(packed.layers, expected.layers, strict=True):
+        for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_an_adapter_of_the_head_is_not_packed_into_the_blocks() -> None:
+    base = tiny_backbone()
+    head = base.model.get_output_embeddings().weight
+    pair = {"lora_A": torch.ones(2, head.shape[1]), "lora_B": torch.ones(head.shape[0], 2)}
+    tensors = {f"base_model.model.lm_head.{name}.weight": tensor for name, tensor in pair.items()}
+
+    assert pack(base.model, match_lora(base, tensors, 1.0)) is None

@@ -22,8 +22,32 @@ faults()
 print(json.dumps({"faults": faults(), "environment": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}}))
 """
 
+RESIDENT = """
+import json
+from service.kit.allocator import give_back_freed_memory, keep_freed_memory
+import psutil
+keep_freed_memory()
+blocks = [bytearray(b"x" * 100_000) for _ in range(1_500)]
+top = bytearray(b"x" * 100_000)  # above them, so that freeing them does not shorten the heap
+del blocks
+kept = psutil.Process().memory_info().rss
+give_back_freed_memory()
+print(json.dumps({"given_back": kept - psutil.Process().memory_info().rss}))
+"""
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or not os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc alone")
+on_glibc = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc alone"
+)
+
+
+@on_glibc
+def test_what_is_kept_is_given_back_when_that_is_asked_for() -> None:
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout)["given_back"] > 100_000_000  # of 150
+
+
+@on_glibc
 def test_memory_that_is_freed_is_there_for_the_next_block() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
 

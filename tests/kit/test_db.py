@@ -1,5 +1,8 @@
 """Transactions, time and URLs, on both databases."""
 
+import signal
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import ConfigurationError, StoreUnavailable
+from service.kit import migrate
 from service.kit.db import Database
 from service.kit.leases import leases
 
@@ -99,3 +103,45 @@ def test_a_store_that_does_not_answer_is_store_unavailable(tmp_path: Path) -> No
         pass
     assert caught.value.retry_after == 1
     nowhere.close()
+
+
+def flushing(connection: sa.Connection) -> object:
+    """How this transaction's commit treats the disk: SQLite's number (1 NORMAL, 2 FULL), PostgreSQL's word."""
+    sqlite = connection.dialect.name == "sqlite"
+    return connection.scalar(sa.text("PRAGMA synchronous" if sqlite else "SHOW synchronous_commit"))
+
+
+def test_only_a_write_that_may_wait_for_the_next_flush_does(database: Database) -> None:
+    levels = []
+    for flushed in (True, False, False, True):  # all on the pool's one connection
+        with database.write(flushed=flushed) as connection:
+            insert(connection, f"{len(levels)}")
+            levels.append(flushing(connection))
+
+    at_once, later = (2, 1) if database.dialect == "sqlite" else ("on", "off")
+    assert levels == [at_once, later, later, at_once]
+    assert names(database) == {"0", "1", "2", "3"}
+
+
+def test_a_write_that_is_not_flushed_outlives_its_process(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
+    ended = subprocess.run([sys.executable, "-c", KILLED, url], check=False)
+
+    assert ended.returncode == -signal.SIGKILL
+    database = Database(url)
+    assert names(database) == {"written"}
+    database.close()
+
+
+KILLED = """
+import os, signal, sys
+from datetime import UTC, datetime
+from service.kit.db import Database
+from service.kit.leases import leases
+with Database(sys.argv[1]).write(flushed=False) as connection:
+    connection.execute(leases.insert().values(name="written", owner="o", fence=1, expires_at=datetime.now(UTC)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""

@@ -1,4 +1,4 @@
-"""Recommendations stored together: durable before their futures have a result, and one failure is one's own."""
+"""Recommendations stored together: committed before their futures have a result, and one failure is one's own."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
