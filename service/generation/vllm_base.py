@@ -156,10 +156,7 @@ class VllmBase:
             raise
 
     def shut(self) -> None:
-        """Free everything; the object is of no use afterwards.
-
-        vLLM's own shutdown would also tear down what its engines share, which the one that took over still needs.
-        """
+        """Free everything; the object is of no use afterwards."""
         engine, self._engine = self._engine, None
         try:
             engine.model_executor.shutdown()
@@ -302,5 +299,7 @@ def _start(base: "VerifiedBase", options: VllmOptions, longest: int, rank: int) 
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except (ValueError, NotImplementedError, KeyError, AssertionError) as error:  # as it says that it cannot
         raise ArtifactError(f"vLLM refuses base {base.base_id}: {error}") from error
+    # When it is collected it would shut down the process groups, which are those of every other engine here, too.
+    engine.engine_core._finalizer.detach()
     log.info("vllm_started", base_id=base.base_id, dtype=options.dtype, seconds=round(time.monotonic() - began, 1))
     return engine

@@ -38,10 +38,11 @@ class VllmModel:
         beams = [root(trie)] * len(requests)
         for level in range(LEVELS):
             logp = self._next_codes(prompts, beams, level)
-            ends = np.cumsum([len(beam) for beam in beams])
-            for i, (request, own) in enumerate(zip(requests, np.split(logp, ends[:-1]), strict=True)):
-                width = max(self._least_beams, request.limit)
-                beams[i] = beams[i].grow(trie, own, dead[i][level], width)
+            first = 0
+            for i, (request, beam) in enumerate(zip(requests, beams, strict=True)):
+                own = logp[first : first + len(beam)]
+                first += len(beam)
+                beams[i] = beam.grow(trie, own, dead[i][level], max(self._least_beams, request.limit))
         return [
             Generated(beam.nodes[: request.limit], beam.scores[: request.limit])
             for request, beam in zip(requests, beams, strict=True)
