@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     dtype: Dtype = Dtype.AUTO
     """Weights of the served model; auto is float32 on a CPU, bfloat16 on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a search; 0: `serve` times the first model with 1, 2, 4, .. and takes what pays (vllm: all cores)."""
+    """CPU threads of a search; 0: `serve` times the first model with 1, 2, 4, .. and takes what pays; vllm: all."""
     compile: bool = True
     """On a GPU: fuse the forward pass before searches are captured; without, starts are shorter and searches longer."""
     vllm_tensor_parallel: Positive = 1

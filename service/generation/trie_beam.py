@@ -28,7 +28,7 @@ class TrieBeam:
 
     @property
     def depth(self) -> int:
-        return self.codes.shape[1]
+        return int(self.codes.shape[1])
 
     def __len__(self) -> int:
         return len(self.nodes)

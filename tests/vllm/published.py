@@ -18,7 +18,9 @@ TARGETS = list(PROJECTIONS)
 RANK, ALPHA = 4, 8
 
 
-def llama(seed: int, *, hidden: int = 64, heads: int = 2, kv_heads: int = 2, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+def llama(
+    seed: int, *, hidden: int = 64, heads: int = 2, kv_heads: int = 2, vocabulary: int = VOCABULARY
+) -> LlamaForCausalLM:
     """Weights large enough that no two items score alike."""
     torch.manual_seed(seed)
     config = LlamaConfig(

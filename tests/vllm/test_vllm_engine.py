@@ -44,7 +44,9 @@ def engine() -> VllmEngine:
 
 
 @pytest.fixture(scope="module")
-def model(engine: VllmEngine, base: VerifiedBase, adapters: tuple[VerifiedAdapter, VerifiedAdapter]) -> Iterator[VllmModel]:
+def model(
+    engine: VllmEngine, base: VerifiedBase, adapters: tuple[VerifiedAdapter, VerifiedAdapter]
+) -> Iterator[VllmModel]:
     served = engine.load(base, adapters[0])
     yield served
     served.close()
@@ -221,7 +223,11 @@ def hostile(adapter: VerifiedAdapter, name: str) -> VerifiedAdapter:
     ["too small", "too large", "half missing", "unknown layer", "rank above the reserved", "scale that is no number"],
 )
 def test_a_hostile_adapter_is_refused_while_the_old_one_serves(
-    engine: VllmEngine, model: VllmModel, base: VerifiedBase, adapters: tuple[VerifiedAdapter, VerifiedAdapter], name: str
+    engine: VllmEngine,
+    model: VllmModel,
+    base: VerifiedBase,
+    adapters: tuple[VerifiedAdapter, VerifiedAdapter],
+    name: str,
 ) -> None:
     trie, past = build_trie(codes(300, seed=12)), history(9, seed=13)
     before, held = ask(model, trie, past, 10), model._base._engine.list_loras()
