@@ -1,13 +1,11 @@
-"""`ADAPTIDE_ENGINE=vllm`: the whole API over vLLM, in a test's process and as the real command."""
+"""`ADAPTIDE_ENGINE=vllm adaptide serve`: the whole API over vLLM, as the real command."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from starlette.testclient import TestClient
 
+from service.access.schemas import Scope
 from service.kit import migrate
 from service.kit.db import Database
 from service.settings import Settings
@@ -25,7 +23,8 @@ from tests.built import BuiltWorld
 from tests.recommend.shop import Shop, ids, ladder
 from trainer.base import BuiltBase
 
-STARTING_S = 240  # importing vLLM and starting its first engine, on a machine that does other things
+STARTING_S = 400  # importing vLLM and starting its first engine, on a machine that does other things
+SWAPPING_S = 60
 SETTINGS: dict[str, Any] = {
     "engine": "vllm",
     "device": "cpu",
@@ -50,7 +49,7 @@ def database_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", database_url=database_url, log_level="WARNING", **SETTINGS)
+    return Settings(home=tmp_path / "home", database_url=database_url, log_level="INFO", **SETTINGS)
 
 
 @pytest.fixture
@@ -58,14 +57,47 @@ def built(built_world: BuiltWorld, settings: Settings, database: Database) -> Bu
     return built_world.copy_into(database, settings.artifacts_dir)
 
 
+class Serve:
+    """`adaptide serve` over the test's store, in a process of its own."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        own = {f"ADAPTIDE_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+        own |= {"ADAPTIDE_HOME": str(settings.home), "ADAPTIDE_DATABASE_URL": settings.store_url}
+        self._log = folder / "serve.log"
+        with self._log.open("w") as log:
+            line = [sys.executable, "-m", "trainer.cli", "serve", "--port", "0"]
+            self.child = subprocess.Popen(line, env=os.environ | own, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self.child.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.child.stdout.readline())
+        assert found is not None, self.said()
+        self.address = found[0]
+
+    def said(self) -> str:
+        return self._log.read_text()[-6000:]
+
+    def lives(self) -> None:
+        assert self.child.poll() is None, self.said()
+
+
 @pytest.fixture
-def shop(built: BuiltBase, app: FastAPI, admin: TestClient) -> Shop:
-    made = Shop(app, admin, built)
-    worlds.eventually(lambda: made.served() == built.adapter_version, STARTING_S)
-    return made
+def serve(built: BuiltBase, settings: Settings, tmp_path: Path) -> Iterator[Serve]:
+    started = Serve(settings, tmp_path)
+    yield started
+    started.child.kill()
+    started.child.communicate()
 
 
-def check(shop: Shop, version: str | None, history: list[str]) -> None:
+@pytest.fixture
+def shop(app: FastAPI, built: BuiltBase, serve: Serve) -> Iterator[Shop]:
+    """The served process, and beside it an application that never starts: its services reach the same store."""
+    services = app.state.services
+    services.catalogue.refresh()
+    key = services.access.create("tests", frozenset({Scope.ADMIN}), actor="cli").token
+    with httpx.Client(base_url=serve.address, headers={"Authorization": f"Bearer {key}"}, timeout=90) as client:
+        yield Shop(app, client, built)  # type: ignore[arg-type]  # it posts and reads, which both clients do alike
+
+
+def check(shop: Shop, version: str, history: list[str]) -> None:
     """A reply of `version` has the referee's items in the referee's order, and its scores."""
     reply = shop.ask(history=history)
     assert reply["model"]["adapter_version"] == version
@@ -76,74 +108,37 @@ def check(shop: Shop, version: str | None, history: list[str]) -> None:
     np.testing.assert_allclose(scores, [expected[item] for item in ids(reply)], atol=1e-4)
 
 
-def test_replies_are_the_referees_and_follow_the_adapter_through_the_registry(shop: Shop, built: BuiltBase) -> None:
+def test_replies_are_the_referees_and_follow_the_adapter_through_the_registry(
+    shop: Shop, built: BuiltBase, serve: Serve
+) -> None:
     first, second = built.adapter_version, shop.adapter(seed=1)
     history = ["i03", "i04", "i05"]
-    check(shop, first, history)
 
-    shop.point_at(second)
-    worlds.eventually(lambda: shop.served() == second, 20)
+    def serves(version: str | None) -> bool:
+        serve.lives()
+        return shop.served() == version
+
+    worlds.eventually(lambda: serves(first), STARTING_S)
+    check(shop, first, history)
+    assert len(shop.client.get("/v1/users/u00/recommendations").json()["items"]) == 10
+
+    revision = shop.client.get("/v1/admin/adapters").headers["ETag"]
+    promoted = shop.client.post(f"/v1/admin/adapters/{second}/promote", headers={"If-Match": revision})
+    assert promoted.status_code == 200, promoted.text
+    worlds.eventually(lambda: serves(second), SWAPPING_S)
     check(shop, second, history)
 
-    shop.point_at(first)
-    worlds.eventually(lambda: shop.served() == first, 20)
+    revision = f'"{promoted.json()["revision"]}"'
+    rolled_back = shop.client.post("/v1/admin/adapters/rollback", headers={"If-Match": revision})
+    assert rolled_back.status_code == 200, rolled_back.text
+    worlds.eventually(lambda: serves(first), SWAPPING_S)
     check(shop, first, history)
 
     bad = shop.adapter(seed=2)
     shop.damage(bad)
     shop.point_at(bad)
-    worlds.eventually(lambda: "degraded" in str(shop.client.get("/health/ready").json()), 20)
+    worlds.eventually(lambda: "degraded" in shop.client.get("/health/ready").text, SWAPPING_S)
     check(shop, first, history)
 
-
-@pytest.fixture
-def serve(settings: Settings, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts `adaptide serve` as a process over this test's store."""
-    children: list[subprocess.Popen[str]] = []
-    own = {f"ADAPTIDE_{name.upper()}": str(value) for name, value in SETTINGS.items()}
-    own |= {"ADAPTIDE_HOME": str(settings.home), "ADAPTIDE_DATABASE_URL": settings.store_url}
-
-    def start() -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "trainer.cli", "serve", "--port", "0"]
-        with (tmp_path / "serve.log").open("w") as log:
-            child = subprocess.Popen(line, env=os.environ | own, stdout=subprocess.PIPE, stderr=log, text=True)
-        children.append(child)
-        return child
-
-    yield start
-    for child in children:
-        child.kill()
-        child.communicate()
-
-
-def test_the_command_serves_swaps_and_stops(
-    serve: Callable[[], subprocess.Popen[str]], built: BuiltBase, settings: Settings, tmp_path: Path
-) -> None:
-    key = json.loads(
-        subprocess.run(
-            [sys.executable, "-m", "trainer.cli", "keys", "create", "--name", "t", "--scope", "admin", "--json"],
-            env=os.environ | {"ADAPTIDE_HOME": str(settings.home), "ADAPTIDE_DATABASE_URL": settings.store_url},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )["token"]
-    child = serve()
-    assert child.stdout is not None
-    found = re.search(r"http://127\.0\.0\.1:\d+", child.stdout.readline())
-    assert found is not None, (tmp_path / "serve.log").read_text()[-4000:]
-    with httpx.Client(base_url=found[0], headers={"Authorization": f"Bearer {key}"}, timeout=70) as client:
-
-        def served() -> tuple[str, str | None]:
-            assert child.poll() is None, (tmp_path / "serve.log").read_text()[-4000:]
-            reply = client.get("/v1/users/u00/recommendations").json()
-            return reply["strategy"], reply["model"]["adapter_version"] if reply["model"] else None
-
-        until = time.monotonic() + STARTING_S
-        while served() != ("personalised", built.adapter_version):
-            assert time.monotonic() < until, (tmp_path / "serve.log").read_text()[-4000:]
-            time.sleep(0.5)
-        assert len(client.get("/v1/users/u00/recommendations").json()["items"]) == 10
-
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 0, (tmp_path / "serve.log").read_text()[-4000:]
+    serve.child.send_signal(signal.SIGTERM)
+    assert serve.child.wait(60) == 0, serve.said()
