@@ -1,8 +1,8 @@
 """vLLM itself, on a CPU: the referee's ranking, adapters that are swapped, hostile ones that are refused."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +13,11 @@ from service.catalog.trie import CODES, LEVELS, Trie, build_trie
 from service.errors import ArtifactError, ConfigurationError
 from service.generation.engine import Generated, GenerationRequest, ServedModel
 from service.generation.reference import score_items
+from service.generation.select import require_vllm
 from service.generation.torch_engine import TorchEngine
 from service.generation.vllm_base import VllmOptions
 from service.generation.vllm_engine import VllmEngine, VllmModel
+from service.settings import Device
 from tests.vllm.published import Published, codes, history, instruction, llama, merged
 
 NOTHING = np.empty(0, dtype=np.int64)
@@ -258,7 +260,7 @@ def test_an_answer_that_fails_half_way_leaves_nothing_behind(model: VllmModel) -
 
 
 def test_a_new_base_takes_over_and_the_old_one_is_freed(
-    engine: VllmEngine, published: Published, base: VerifiedBase, tmp_path: Path
+    engine: VllmEngine, published: Published, base: VerifiedBase
 ) -> None:
     """The shape of SmolLM2's layers: 64 numbers a head, three query heads to each key head, text around the items."""
     other = published.base(llama(seed=7, hidden=192, heads=3, kv_heads=1, vocabulary=1524), instruction())
@@ -266,7 +268,7 @@ def test_a_new_base_takes_over_and_the_old_one_is_freed(
     own = VllmEngine(OPTIONS, beams=BEAMS)
     trie, past = build_trie(codes(200, seed=16)), history(20, seed=17)
     old = own.load(base, None)
-    before = ask(old, trie, past, 10)
+    before, old_engine = ask(old, trie, past, 10), weakref.ref(old._base._engine)
 
     new = own.load(other, adapter)
 
@@ -274,7 +276,7 @@ def test_a_new_base_takes_over_and_the_old_one_is_freed(
     assert set(own._bases) == {base.base_id, other.base_id}
     old.close()
     assert set(own._bases) == {other.base_id}
-    assert old._base._engine is None
+    assert old_engine() is None  # and with it weights and cache
     found = ask(new, trie, past, trie.leaves)
     expected = score_items(merged(other, adapter), past, trie.leaf_codes)
     np.testing.assert_allclose(found.scores, expected[found.leaves], atol=1e-4)
@@ -293,6 +295,9 @@ def test_a_base_that_is_too_short_for_the_prompt_is_refused(published: Published
 
 
 def test_a_device_that_the_package_was_not_built_for_is_said(base: VerifiedBase) -> None:
+    require_vllm(Device.CPU)
+    with pytest.raises(ConfigurationError, match="ADAPTIDE_DEVICE"):
+        require_vllm(Device.CUDA)  # before the service starts, by the package's name
     with pytest.raises(ConfigurationError, match="ADAPTIDE_DEVICE"):
         VllmEngine(replace(OPTIONS, device="cuda", dtype="bfloat16"), beams=BEAMS).load(base, None)
 
