@@ -86,6 +86,16 @@ class Readiness:
         self._running: set[str] = set()
         self._lock = threading.Lock()
         self._started = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process is about to stop."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Not ready from now on, whatever the parts say."""
+        self._draining = True
 
     def add(self, name: str, check: Check) -> None:
         """Let one more part have its say."""
@@ -158,13 +168,15 @@ async def live() -> HealthReport:
 @router.get("/health/ready", responses={503: {"model": HealthReport}})
 async def ready(request: Request, response: Response) -> HealthReport:
     """Whether requests should be sent here, and how each part is."""
-    parts = await request.app.state.services.readiness.parts()
-    good = all(part.ready for part in parts.values())
+    readiness: Readiness = request.app.state.services.readiness
+    parts = await readiness.parts()
+    good = all(part.ready for part in parts.values()) and not readiness.draining
     if not good:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     reports = {name: PartReport(ready=p.ready, state=p.state, detail=p.detail) for name, p in parts.items()}
-    return HealthReport(status="ready" if good else "not_ready", parts=reports)
+    status = "draining" if readiness.draining else "ready" if good else "not_ready"
+    return HealthReport(status=status, parts=reports)
 
 
 @router.get("/health/startup", responses={503: {"model": HealthReport}})

@@ -125,3 +125,17 @@ def test_a_check_that_crashes_is_a_part_that_is_not_ready() -> None:
 
     [reply] = ask(Readiness({"part": crashes}))
     assert reply["part"] == PartState(False, "crashed", "see the server's log")
+
+
+def test_a_process_that_drains_is_not_ready_but_answers_and_closes_its_connections(
+    app: FastAPI, client: TestClient
+) -> None:
+    assert "Connection" not in client.get("/health/ready").headers
+    app.state.services.readiness.drain()
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    assert ready.headers["Retry-After"] == "1"
+    assert all(part["ready"] for part in ready.json()["parts"].values())
+    live = client.get("/health/live")
+    assert (live.status_code, live.headers["Connection"]) == (200, "close")
+    assert client.get("/health/startup").status_code == 200
