@@ -82,9 +82,14 @@ def test_a_holder_that_is_paused_inside_a_transaction_holds_nobody_up(
     if database.dialect == "sqlite":
         pytest.skip("its locks are those of a process on the same machine")
     monkeypatch.setattr(leases, "PAUSED_S", 0.3)
-    with pytest.raises(StoreUnavailable), database.write() as connection:
-        paused = leases.acquire(connection, "updater", "a", clock(), HALF_MINUTE)
-        assert paused is not None
-        time.sleep(1)
-        assert acquire(database, clock, "b") is not None
-        leases.check(connection, paused, clock())
+
+    def pause() -> None:
+        with database.write() as connection:
+            paused = leases.acquire(connection, "updater", "a", clock(), HALF_MINUTE)
+            assert paused is not None
+            time.sleep(1)
+            assert acquire(database, clock, "b") is not None
+            leases.check(connection, paused, clock())
+
+    with pytest.raises(StoreUnavailable):
+        pause()
