@@ -225,5 +225,5 @@ def swap(
         )
 
 
-for command in (bench_growth.events, bench_growth.history, bench_growth.update):
+for command in (bench_growth.events, bench_growth.history, bench_growth.update, bench_growth.replicas):
     app.command()(command)
