@@ -13,11 +13,12 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test test-images lint format constraints clean
 
 help:
 	@echo 'make demo         real data, a trained model, a live replay: API on 127.0.0.1:8000'
 	@echo 'make test         the whole test suite (ARGS="tests/events -k conflict": a part of it)'
+	@echo 'make test-images  the steps of the container images, in an environment that has nothing else (minutes)'
 	@echo 'make lint         ruff, mypy, import-linter;  make format: what ruff can put right by itself'
 	@echo 'make constraints  write the versions that are installed to constraints.txt'
 	@echo 'make clean        remove caches and build results (.venv is kept: rm -rf .venv)'
@@ -27,6 +28,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-images: $(VENV)/.installed-dev
+	ADAPTIDE_TEST_IMAGES=1 $(VENV)/bin/python -m pytest tests/deploy/test_images.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

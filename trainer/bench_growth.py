@@ -137,7 +137,7 @@ def replicas(
     for row in rows:
         typer.echo(
             f"{row.replicas} replicas on {row.store}, {row.cores} cores, {row.threads} threads and {row.clients} "
-            f"clients each: {row.requests_per_s:.0f} requests/s, {row.ratio:.2f} x of {rows[0].replicas}; p50 {row.p50_ms:.1f} "
-            f"ms, p99 {row.p99_ms:.1f} ms; clients took {row.client_cpu:.2f} cores; errors {row.errors}, wrong "
-            f"{row.wrong}, of {row.requests}"
+            f"clients each: {row.requests_per_s:.0f} requests/s, {row.ratio:.2f} x of {rows[0].replicas}; "
+            f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms; clients took {row.client_cpu:.2f} cores; "
+            f"errors {row.errors}, wrong {row.wrong}, of {row.requests}"
         )

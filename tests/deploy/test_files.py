@@ -121,8 +121,8 @@ def test_every_setting_that_a_container_is_given_exists() -> None:
 
 def test_probes_and_checks_ask_routes_that_are_there(client: TestClient) -> None:
     text = "\n".join(path.read_text() for path in [*MANIFESTS, DOCKER / "Dockerfile", DOCKER / "haproxy.cfg"])
-    asked = set(re.findall(r"/health/(?:live|ready|startup)\b|/metrics\b", text))
-    assert asked == {"/health/live", "/health/ready", "/health/startup", "/metrics"}
+    asked = set(re.findall(r"/health/(?:live|ready|serving|startup)\b|/metrics\b", text))
+    assert asked == {"/health/live", "/health/ready", "/health/serving", "/health/startup", "/metrics"}
     for route in asked:
         assert client.get(route).status_code == 200
 

@@ -6,9 +6,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,9 @@ from service.kit.leases import leases
 from service.windows.repository import Window
 from service.windows.service import UPDATER_LEASE, read_window
 from tests import worlds
+from tests.conftest import POSTGRES_URL, _server
 from tests.replicas.names import Names
+from tests.replicas.nursery import Nursery
 
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ REPLICAS = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
 LEASE_S = 4.0
 POLL_S = 4.0  # so long that a change seen within 2 s cannot have been seen by polling
 DRAIN_S = 3.0
-UP_S = 180.0  # torch is loaded by five processes at once
+UP_S = 300.0  # torch is loaded by five processes at once, perhaps beside much else
 SETTINGS = {
     "DRAIN": str(DRAIN_S),
     "POLL_INTERVAL": str(POLL_S),
@@ -50,33 +52,25 @@ SETTINGS = {
 
 
 class Process:
-    """A started command, its log, and how it ended."""
+    """A command of ours that was started, its log, and how it ended."""
 
-    def __init__(self, name: str, line: list[str], environment: dict[str, str], log: Path) -> None:
-        self.name, self.log = name, log
-        with log.open("ab") as output:
-            self._child = subprocess.Popen(
-                line, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-        self.pid = self._child.pid
+    def __init__(self, nursery: Nursery, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._nursery = nursery
+        self.pid = nursery.start(arguments, environment, log)
 
     def alive(self) -> bool:
-        return self._child.poll() is None
+        return self._nursery.status(self.pid) is None
 
     def signal(self, number: signal.Signals) -> None:
-        self._child.send_signal(number)
+        os.kill(self.pid, number)
 
-    def wait(self, seconds: float) -> int:
-        return self._child.wait(seconds)
-
-    def end(self) -> None:
-        if self.alive():
-            self._child.send_signal(signal.SIGCONT)
-            self._child.kill()
-        self._child.wait()
+    def wait(self, seconds: float) -> int | None:
+        """Its status, None when it has not ended by then."""
+        return self._nursery.status(self.pid, seconds)
 
     def said(self, words: str) -> bool:
-        return words in self.log.read_text(errors="replace")
+        return self.log.exists() and words in self.log.read_text(errors="replace")
 
 
 class Cluster:
@@ -84,6 +78,7 @@ class Cluster:
 
     def __init__(self, folder: Path, database: Database, url: str, token: str, redis_url: str | None) -> None:
         self.folder, self.database, self.redis_url = folder, database, redis_url
+        self._logs = 0
         self.headers = {"Authorization": f"Bearer {token}"}
         self._port = _free_port(REPLICAS)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
@@ -100,7 +95,8 @@ class Cluster:
         self.replicas: dict[str, Process] = {}
         self.updaters: list[Process] = []
         self.names = Names()
-        self.balancer: Process | None = None
+        self.nursery = Nursery(self._log("nursery"))
+        self.balancer: subprocess.Popen[bytes] | None = None
         self.address = f"http://127.0.0.1:{_free_port(['127.0.0.1'])}"
         self._clients: dict[str, httpx.Client] = {}
         self._windows = 0
@@ -130,11 +126,10 @@ class Cluster:
             self.until(f"the balancer sends to {host}", lambda host=host: self._reached(host))
 
     def _run(self, name: str, *arguments: str, **settings: str) -> Process:
-        line = [sys.executable, "-m", "trainer.cli", *arguments]
         environment = self._environment | {f"ADAPTIDE_{key}": value for key, value in settings.items()}
-        return Process(name, line, environment, self._log(name))
+        return Process(self.nursery, list(arguments), environment, self._log(name))
 
-    def _balance(self) -> Process:
+    def _balance(self) -> "subprocess.Popen[bytes]":
         found = shutil.which("haproxy")
         assert found is not None
         places = {
@@ -143,11 +138,14 @@ class Cluster:
             "BALANCER_BIND": self.address.removeprefix("http://"),
             "METRICS_BIND": f"127.0.0.1:{_free_port(['127.0.0.1'])}",
         }
-        line = [found, "-db", "-f", str(HAPROXY_CFG)]
-        return Process("haproxy", line, dict(os.environ) | places, self._log("haproxy"))
+        with self._log("haproxy").open("wb") as log:
+            return subprocess.Popen(
+                [found, "-db", "-f", str(HAPROXY_CFG)], env=os.environ | places, stdout=log, stderr=log
+            )
 
     def _log(self, name: str) -> Path:
-        return self.folder / f"{len(list(self.folder.glob('*.log')))}-{name}.log"
+        self._logs += 1
+        return self.folder / f"{self._logs:02d}-{name}.log"
 
     def _reached(self, host: str) -> bool | None:
         before = self.answered(host)
@@ -156,8 +154,10 @@ class Cluster:
         return True if self.answered(host) > before else None
 
     def close(self) -> None:
-        for process in [*self.replicas.values(), *self.updaters, *([self.balancer] if self.balancer else [])]:
-            process.end()
+        self.nursery.close()
+        if self.balancer is not None:
+            self.balancer.kill()
+            self.balancer.wait()
         for client in self._clients.values():
             client.close()
         self.names.close()
@@ -194,6 +194,21 @@ class Cluster:
         reply = self.direct(host).get(f"/v1/users/u{worlds.USERS - 1:02d}/recommendations").raise_for_status().json()
         version: str | None = (reply["model"] or {}).get("adapter_version")
         return version
+
+    # The database
+
+    @contextmanager
+    def without_database(self) -> Iterator[None]:
+        """Nobody gets into it while the block runs, and who was in it is thrown out."""
+        name = self.database.url.database
+        with _server(POSTGRES_URL) as server:
+            try:
+                server.execute(sa.text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+                ended = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+                server.execute(ended, {"name": name})
+                yield
+            finally:
+                server.execute(sa.text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
 
     # The updaters
 

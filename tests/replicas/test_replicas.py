@@ -6,11 +6,15 @@ import time
 import httpx
 import pytest
 
+from service.windows.repository import Window
+from tests import worlds
 from tests.replicas.cluster import DRAIN_S, LEASE_S, REPLICAS, Cluster, Process
 from tests.replicas.traffic import Referee, Traffic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(600)]
 
+by_the_store = pytest.mark.parametrize("running", ["polling"], indirect=True)
+"""Of what the database alone decides."""
 TRAINED_S = 60.0  # an update of this small world, on a machine that is busy
 
 
@@ -80,6 +84,31 @@ def test_a_replica_that_is_killed_costs_no_request(cluster: Cluster, referee: Re
     referee.assert_stored_once(seen.acknowledged)
 
 
+@by_the_store
+def test_without_the_database_recommendations_go_on_behind_the_balancer(cluster: Cluster) -> None:
+    for host in REPLICAS:
+        assert cluster.served(host)  # so that each knows the key
+    with admin(cluster) as client, cluster.without_database():
+        cluster.until("no replica is ready", lambda: all(_unready(cluster, host) for host in REPLICAS) or None)
+        until = time.monotonic() + 3
+        replies = []
+        while time.monotonic() < until or len(replies) < 2 * len(REPLICAS):
+            reply = client.get("/v1/users/u59/recommendations")
+            assert reply.status_code == 200, reply.text
+            replies.append(reply.json())
+        assert replies[-1]["fallback_reason"] is not None
+        assert replies[-1]["items"]
+        event = worlds.event("not-stored", "u59", "i00", worlds.START, "impression")
+        refused = client.post("/v1/events", json={"events": [event]})
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+    cluster.heal()
+
+
+def _unready(cluster: Cluster, host: str) -> bool:
+    return cluster.direct(host).get("/health/ready").status_code == 503
+
+
+@by_the_store
 def test_another_updater_finishes_the_window_of_one_that_is_killed(cluster: Cluster) -> None:
     with admin(cluster) as client:
         window_id = cluster.close_window(client)
@@ -91,6 +120,7 @@ def test_another_updater_finishes_the_window_of_one_that_is_killed(cluster: Clus
     assert cluster.outcomes(window_id) == (1, 1)
 
 
+@by_the_store
 def test_an_updater_that_was_paused_writes_nothing_when_it_goes_on(cluster: Cluster) -> None:
     with admin(cluster) as client:
         window_id = cluster.close_window(client)
@@ -128,6 +158,6 @@ def _taken_over(cluster: Cluster, window_id: int) -> bool | None:
     return cluster.window(window_id).attempts == 2 or None
 
 
-def _concluded(cluster: Cluster, window_id: int):
+def _concluded(cluster: Cluster, window_id: int) -> Window | None:
     window = cluster.window(window_id)
     return window if window.verdict is not None else None
