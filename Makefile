@@ -19,12 +19,13 @@ FASTAPI := $(shell sed -n '/^fastapi==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint format constraints clean
+.PHONY: help demo test test-vllm test-images lint format constraints clean
 
 help:
 	@echo 'make demo         real data, a trained model, a live replay: API on 127.0.0.1:8000'
 	@echo 'make test         the whole test suite (ARGS="tests/events -k conflict": a part of it)'
 	@echo 'make test-vllm    the tests of the vLLM engine, on a CPU, in .venv-vllm (3.5 GB)'
+	@echo 'make test-images  the steps of the container images, in an environment that has nothing else (minutes)'
 	@echo 'make lint         ruff, mypy, import-linter;  make format: what ruff can put right by itself'
 	@echo 'make constraints  write the versions that are installed to constraints.txt'
 	@echo 'make clean        remove caches and build results (.venv and .venv-vllm are kept: rm -rf them)'
@@ -37,6 +38,9 @@ test: $(VENV)/.installed-dev
 
 test-vllm: $(VLLM_VENV)/.installed
 	ADAPTIDE_TEST_REQUIRE_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
+test-images: $(VENV)/.installed-dev
+	ADAPTIDE_TEST_IMAGES=1 $(VENV)/bin/python -m pytest tests/deploy/test_images.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

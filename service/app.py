@@ -19,6 +19,7 @@ import service.windows.endpoints
 from service.events.schemas import EventBatch
 from service.http import problems
 from service.http.body_limit import BodyLimitMiddleware
+from service.http.draining import DrainingMiddleware
 from service.http.rate_limit import RateLimitMiddleware
 from service.http.request_context import RequestContextMiddleware
 from service.http.security_headers import SecurityHeadersMiddleware
@@ -60,6 +61,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     app.add_middleware(problems.ProblemsMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(DrainingMiddleware, draining=lambda: services.readiness.draining)
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -31,7 +31,6 @@ app.add_typer(keys, name="keys")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 # The computing thread takes the interpreter's lock at every operation; by default it may wait 5 ms for it each time.
 SWITCH_S = 0.0005
-GRACE_S = 20  # a request in flight at SIGTERM may take this long; the whole stop stays within 25 s
 
 
 def run(commands: typer.Typer) -> NoReturn:
@@ -85,6 +84,7 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.http.server import DrainingServer
 
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
@@ -92,15 +92,9 @@ def serve(
     with opened(settings):
         pass  # a wrong schema is said in one line here; the application checks again when it starts
     listener = bind(settings.host, settings.port)
-    config = uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=GRACE_S,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    application = create_app(settings)
+    config = uvicorn.Config(application, log_config=None, access_log=False, lifespan="on", server_header=False)
+    server = DrainingServer(config, application.state.services.readiness.drain, settings.drain)
     sys.setswitchinterval(SWITCH_S)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     typer.echo(f"Adaptide listens on http://{shown}:{listener.getsockname()[1]} (API documentation: /docs)")

@@ -19,6 +19,7 @@ from service.telemetry import REGISTRY
 
 CHECK_TIMEOUT_S = 1.0  # a part that has not answered by then counts as not ready
 RESULT_SECONDS = 0.5  # probes of several load balancers share one check
+STORE_PARTS = frozenset({"store", "schema"})  # without them recommendations go on, from memory
 
 log = structlog.get_logger(__name__)
 
@@ -86,28 +87,39 @@ class Readiness:
         self._running: set[str] = set()
         self._lock = threading.Lock()
         self._started = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process is about to stop."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Not ready from now on, whatever the parts say."""
+        self._draining = True
 
     def add(self, name: str, check: Check) -> None:
         """Let one more part have its say."""
         self._checks = self._checks | {name: check}
 
-    async def parts(self) -> dict[str, PartState]:
-        """Every part's state, within about the timeout."""
-        limiter = CapacityLimiter(len(self._checks) or 1)
+    async def parts(self, *, without: frozenset[str] = frozenset()) -> dict[str, PartState]:
+        """Every part's state, within about the timeout; those `without` are not asked."""
+        names = [name for name in self._checks if name not in without]
+        limiter = CapacityLimiter(len(names) or 1)
         with anyio.move_on_after(self._timeout_s):
             async with anyio.create_task_group() as group:
-                for name in self._checks:
+                for name in names:
                     if self._due(name):
                         group.start_soon(self._ask, name, limiter)
-            while not self._running <= self._answers.keys():  # noqa: ASYNC110  # its answer comes from a plain thread
+            while not self._running.intersection(names) <= self._answers.keys():  # noqa: ASYNC110  # its answer comes from a plain thread
                 await anyio.sleep(0.01)  # another probe asked first; its answer is ours too
         now = time.monotonic()
         late = PartState(False, "no_answer", f"no answer within {self._timeout_s:g} s")
         states = {}
-        for name in self._checks:
+        for name in names:
             at, state = self._answers.get(name, (0.0, late))
             states[name] = state if now - at <= self._timeout_s + RESULT_SECONDS else late
-        self._started = self._started or all(state.ready for state in states.values())
+        self._started = self._started or (not without and all(state.ready for state in states.values()))
         return states
 
     async def has_started(self) -> bool:
@@ -158,13 +170,25 @@ async def live() -> HealthReport:
 @router.get("/health/ready", responses={503: {"model": HealthReport}})
 async def ready(request: Request, response: Response) -> HealthReport:
     """Whether requests should be sent here, and how each part is."""
-    parts = await request.app.state.services.readiness.parts()
-    good = all(part.ready for part in parts.values())
+    readiness: Readiness = request.app.state.services.readiness
+    return _report(readiness, await readiness.parts(), response)
+
+
+@router.get("/health/serving", responses={503: {"model": HealthReport}})
+async def serving(request: Request, response: Response) -> HealthReport:
+    """Whether recommendations are answered here, if need be without the store: where to send when nobody is ready."""
+    readiness: Readiness = request.app.state.services.readiness
+    return _report(readiness, await readiness.parts(without=STORE_PARTS), response)
+
+
+def _report(readiness: Readiness, parts: Mapping[str, PartState], response: Response) -> HealthReport:
+    good = all(part.ready for part in parts.values()) and not readiness.draining
     if not good:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     reports = {name: PartReport(ready=p.ready, state=p.state, detail=p.detail) for name, p in parts.items()}
-    return HealthReport(status="ready" if good else "not_ready", parts=reports)
+    status = "draining" if readiness.draining else "ready" if good else "not_ready"
+    return HealthReport(status=status, parts=reports)
 
 
 @router.get("/health/startup", responses={503: {"model": HealthReport}})

@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     """Address that `adaptide serve` binds."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port that `adaptide serve` binds; 0 picks a free one."""
+    drain: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(seconds=15))] = timedelta(0)
+    """After SIGTERM `serve` is not ready but answers for this long, so that balancers look away first; 5 behind one."""
+    trainer_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port on which `trainer run` shows its metrics (at HOST, as /metrics); 0: none."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 

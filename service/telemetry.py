@@ -33,6 +33,8 @@ INGEST_SECONDS = Histogram(
 )
 ITEM_WRITES = Counter("adaptide_item_writes_total", "Items written, by what changed.", ["outcome"], registry=REGISTRY)
 ACTIVATIONS = Counter("adaptide_activations_total", "Models put into service, or not.", ["outcome"], registry=REGISTRY)
+for _outcome in ("ok", "degraded", "failed"):
+    ACTIVATIONS.labels(_outcome)  # from 0 on, so that the first failure is an increase
 ACTIVATION_SECONDS = Histogram(
     "adaptide_activation_seconds",
     "Time to verify, load and warm a model beside the one in service.",

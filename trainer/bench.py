@@ -225,5 +225,11 @@ def swap(
         )
 
 
-for command in (bench_growth.events, bench_growth.history, bench_growth.update, bench_growth.capacity):
+for command in (
+    bench_growth.events,
+    bench_growth.history,
+    bench_growth.update,
+    bench_growth.capacity,
+    bench_growth.replicas,
+):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`adaptide bench events`, `history` and `update`: what storing, reading and learning cost, and how that grows."""
+"""`adaptide bench events`, `history`, `update` and `replicas`: what each costs, and how that grows."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -132,3 +132,39 @@ def _print_update(row: "UpdateRow") -> None:
         f"{row.store:<10} {row.grows} x {row.factor}, {row.run}: window {row.window:,}, history {row.history:,}, "
         f"{row.items:,} items: {steps}"
     )
+
+
+def replicas(
+    postgres: Postgres = None,
+    counts: Annotated[str, typer.Option("--replicas", help="How many servers, e.g. 1,2,4.")] = "1,2,4",
+    clients: Annotated[int, typer.Option(min=1, help="Closed loops on each.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama, a multiple of 32.")] = 256,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    items: Annotated[int, typer.Option(min=100, help="Of the catalogue.")] = 20_000,
+    users: Annotated[int, typer.Option(min=8, help="Users with 25 events each.")] = 500,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each loop.")] = 5.0,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Requests a second by the number of replicas over one store (PostgreSQL if it answers); every reply is checked."""
+    from trainer.bench_replicas import bench_replicas
+    from trainer.bench_shop import ShopSize
+
+    configure_logging("WARNING")
+    size = ShopSize(hidden, layers, items, users, seed)
+    wanted = sorted(set(whole_numbers(counts, "--replicas")))
+    rows = bench_replicas(
+        servers(postgres)[-1], size, wanted, clients=clients, threads=threads, seconds=seconds, repeats=repeats
+    )
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.replicas} replicas on {row.store}, {row.cores} cores, {row.threads} threads and {row.clients} "
+            f"clients each: {row.requests_per_s:.0f} requests/s, {row.ratio:.2f} x of {rows[0].replicas}; "
+            f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms; clients took {row.client_cpu:.2f} cores; "
+            f"errors {row.errors}, wrong {row.wrong}, of {row.requests}"
+        )

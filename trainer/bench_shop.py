@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import psutil
 import torch
+from pydantic import SecretStr
 
 from service.adapters import service as registry
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
@@ -81,10 +82,13 @@ class BenchShop:
         return engine.load(self.base, artifacts.open_adapter(self.versions[which], self.digests[which], self.base))
 
 
-def build_shop(state: Path, size: ShopSize, limit: int) -> BenchShop:
-    """Write everything that a server needs into the empty folder `state`. limit: items asked for."""
-    token = prepare_store(state)
-    settings = Settings(home=state)
+def build_shop(state: Path, size: ShopSize, limit: int, url: str = "") -> BenchShop:
+    """Write everything that a server needs into the empty folder `state`. limit: items asked for.
+
+    url: of an empty store; SQLite in `state` without.
+    """
+    token = prepare_store(state, url)
+    settings = Settings(home=state, database_url=SecretStr(url))
     database = Database(settings.store_url)
     try:
         random = np.random.default_rng(size.seed)
@@ -233,7 +237,8 @@ def serving(shop: BenchShop, threads: int) -> Iterator[Server]:
     """The real server on a free port of the loopback, ended with the block."""
     with ExitStack() as stack:
         port = free_port(0)
-        own = {"THREADS": str(threads), "LOG_LEVEL": "INFO"}
+        store = shop.settings.database_url.get_secret_value()
+        own = {"THREADS": str(threads), "LOG_LEVEL": "INFO", "DATABASE_URL": store}
         child = start_command(stack, shop.state, "serve", "serve", "--host", HOST, "--port", str(port), **own)
         server = Server(child, port, shop.token)
         stack.callback(server.close)

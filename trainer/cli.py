@@ -106,13 +106,17 @@ def build(
 @updater.command("run")
 def run_updater() -> None:
     """Seal, train, judge and promote whatever is due, until SIGTERM or Ctrl-C."""
-    from trainer import schedule
+    from trainer import schedule, telemetry
     from trainer.updater import Updater
     from trainer.upkeep import upkeep
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    with announcements(settings, lasting=True) as announce, opened(settings) as database:
+    with (
+        announcements(settings, lasting=True) as announce,
+        opened(settings) as database,
+        telemetry.shown(settings.host, settings.trainer_port),
+    ):
         made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
         schedule.run(made, settings.tick_interval, partial(upkeep, database, utc_now, settings, made.owner))
 

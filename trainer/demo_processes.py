@@ -93,9 +93,9 @@ def own_folder(folder: Path) -> Iterator[Path]:
         yield state
 
 
-def prepare_store(state: Path) -> str:
-    """A migrated, empty store with one key that may do everything; returns the key."""
-    database = Database(f"sqlite:///{state / 'adaptide.db'}")
+def prepare_store(state: Path, url: str = "") -> str:
+    """Migrate an empty store, SQLite in `state` without a URL; returns a key that may do everything."""
+    database = Database(url or f"sqlite:///{state / 'adaptide.db'}")
     try:
         migrate.upgrade(database)
         created = AccessService(database, utc_now).create(

@@ -12,6 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from service.errors import AdaptideError, Unavailable
 from service.windows.repository import Window
 from trainer.progress import Report
+from trainer.telemetry import TICKED
 from trainer.updater import Updater
 
 log = structlog.get_logger(__name__)
@@ -63,6 +64,7 @@ def run(updater: Updater, interval: timedelta, upkeep: Callable[[], None] = lamb
 
 
 def _tick(updater: Updater, report: Report) -> None:
+    TICKED.set_to_current_time()
     try:
         window: Window | None = updater.tick(report)
     except AdaptideError as error:  # the store is away or a writer was slow: the next tick tries again

@@ -45,6 +45,7 @@ from trainer.popularity import KeptPopularity
 from trainer.processes import Together
 from trainer.progress import Report, silent
 from trainer.streams import load_streams
+from trainer.telemetry import LEFT, UPDATE_SECONDS, WINDOWS, WORKING
 from trainer.together import adapting, require_shareable
 
 KEPT = "window"
@@ -117,8 +118,11 @@ class Updater:
         window = windows.claim(self._database, self._clock, self._settings, lease, method=self._method.name)
         if window is None:
             return None
-        self._work(window, lease, report)
-        return windows.read_window(self._database, window.window_id)
+        with WORKING.track_inprogress(), UPDATE_SECONDS.time():
+            self._work(window, lease, report)
+        done = windows.read_window(self._database, window.window_id)
+        WINDOWS.labels((done.lease_fence == lease.fence and done.verdict) or LEFT).inc()
+        return done
 
     def _work(self, window: Window, lease: Lease, report: Report) -> None:
         update = Update()

@@ -80,6 +80,7 @@ def _torch(settings: Settings) -> Engine:
         sizes=sizes_for(settings.batch_max_requests, settings.history_items, settings.beams),
         compiled=settings.compile,
         on_capture=_log_capture,
+        history_items=settings.history_items,
     )
 
 

@@ -12,7 +12,7 @@ from service.telemetry import REQUEST_SECONDS, REQUESTS_IN_FLIGHT
 
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
-_QUIET = frozenset({"/health/live", "/health/ready", "/health/startup", "/metrics"})
+_QUIET = frozenset({"/health/live", "/health/ready", "/health/serving", "/health/startup", "/metrics"})
 
 log = structlog.get_logger(__name__)
 

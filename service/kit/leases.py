@@ -9,6 +9,8 @@ from sqlalchemy.engine import Connection
 from service.errors import LeaseLost
 from service.kit.db import BigInt, UtcDateTime, metadata
 
+PAUSED_S = 4.0  # below the 5 s within which a lease that ran out is taken over
+
 leases = sa.Table(
     "leases",
     metadata,
@@ -27,8 +29,19 @@ class Lease:
     expires_at: datetime
 
 
+def bound_pauses(connection: Connection) -> None:
+    """Should this process be paused inside this transaction, it loses it, and the locks that hold others up with it.
+
+    On PostgreSQL; SQLite's locks are those of a process on the same machine.
+    """
+    if connection.dialect.name == "postgresql":
+        query = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true)")
+        connection.execute(query, {"milliseconds": str(int(PAUSED_S * 1000))})
+
+
 def acquire(connection: Connection, name: str, owner: str, now: datetime, duration: timedelta) -> Lease | None:
     """The lease if it is free, expired or already `owner`'s (then it is extended under the same fence); else None."""
+    bound_pauses(connection)
     row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
     expires_at = now + duration
     if row is None:
@@ -46,6 +59,7 @@ def acquire(connection: Connection, name: str, owner: str, now: datetime, durati
 
 def check(connection: Connection, lease: Lease, now: datetime) -> None:
     """Raises LeaseLost unless `lease` is still in force; call it inside the transaction whose writes it protects."""
+    bound_pauses(connection)
     row = connection.execute(sa.select(leases).where(leases.c.name == lease.name).with_for_update()).one_or_none()
     if row is None or row.owner != lease.owner or row.fence != lease.fence or row.expires_at <= now:
         raise LeaseLost(f"lease {lease.name!r} with fence {lease.fence} is no longer held; another process took over")

@@ -16,6 +16,7 @@ from service.errors import Conflict
 from service.events import repository as events_repository
 from service.kit.clock import Clock
 from service.kit.db import Database
+from service.kit.leases import bound_pauses
 from service.settings import Settings
 from service.windows import repository, states
 from service.windows.repository import Window
@@ -122,6 +123,7 @@ def _seal_in(
     limit: int | None,
     base_id: str | None = None,
 ) -> Window | None:
+    bound_pauses(connection)  # every writer of events waits behind this
     repository.lock_event_order(connection, SEAL_TIMEOUT_S)
     after = repository.last_through_seq(connection)
     events, highest = repository.measure(connection, after, through_seq, limit)

@@ -125,3 +125,29 @@ def test_a_check_that_crashes_is_a_part_that_is_not_ready() -> None:
 
     [reply] = ask(Readiness({"part": crashes}))
     assert reply["part"] == PartState(False, "crashed", "see the server's log")
+
+
+def test_a_process_that_drains_is_not_ready_but_answers_and_closes_its_connections(
+    app: FastAPI, client: TestClient
+) -> None:
+    assert "Connection" not in client.get("/health/ready").headers
+    app.state.services.readiness.drain()
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    assert ready.headers["Retry-After"] == "1"
+    assert all(part["ready"] for part in ready.json()["parts"].values())
+    live = client.get("/health/live")
+    assert (live.status_code, live.headers["Connection"]) == (200, "close")
+    assert client.get("/health/startup").status_code == 200
+
+
+def test_without_a_store_a_process_is_serving_and_not_ready(app: FastAPI, client: TestClient) -> None:
+    assert client.get("/health/serving").json()["status"] == "ready"
+    app.state.services.readiness.add("store", lambda: PartState(False, "unreachable"))
+    time.sleep(0.6)  # an answer is shared for half a second
+    assert client.get("/health/ready").status_code == 503
+    serving = client.get("/health/serving")
+    assert serving.status_code == 200
+    assert serving.json()["parts"].keys() == {"engine"}
+    app.state.services.readiness.drain()
+    assert client.get("/health/serving").status_code == 503

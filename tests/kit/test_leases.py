@@ -1,10 +1,11 @@
 """One holder at a time, and a late one is recognised by its fence."""
 
+import time
 from datetime import timedelta
 
 import pytest
 
-from service.errors import LeaseLost
+from service.errors import LeaseLost, StoreUnavailable
 from service.kit import leases
 from service.kit.db import Database
 from service.kit.leases import Lease
@@ -73,3 +74,22 @@ def test_a_lease_given_back_is_free_at_once_and_a_lost_one_cannot_be_given_back(
     assert held(database, clock, second)
     with pytest.raises(LeaseLost), database.write() as connection:
         leases.check(connection, first, clock())
+
+
+def test_a_holder_that_is_paused_inside_a_transaction_holds_nobody_up(
+    database: Database, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("its locks are those of a process on the same machine")
+    monkeypatch.setattr(leases, "PAUSED_S", 0.3)
+
+    def pause() -> None:
+        with database.write() as connection:
+            paused = leases.acquire(connection, "updater", "a", clock(), HALF_MINUTE)
+            assert paused is not None
+            time.sleep(1)
+            assert acquire(database, clock, "b") is not None
+            leases.check(connection, paused, clock())
+
+    with pytest.raises(StoreUnavailable):
+        pause()

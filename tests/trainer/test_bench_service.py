@@ -2,6 +2,7 @@
 
 import pytest
 
+from trainer.bench_replicas import bench_replicas
 from trainer.bench_service import bench_service
 from trainer.bench_shop import ShopSize
 from trainer.bench_swap import bench_swap
@@ -29,3 +30,16 @@ def test_swaps_under_load_neither_fail_nor_mix_replies() -> None:
     assert (row.swaps, row.failed, row.mixed) == (4, 0, 0)
     assert row.requests == sum(row.versions.values()) > 0
     assert min(row.p99_ms, row.quiet_p99_ms, row.resident_before_mib, row.resident_after_mib) > 0
+
+
+@pytest.mark.e2e
+def test_replicas_over_one_store_answer_alike() -> None:
+    rows = bench_replicas(None, SMALL, [1, 2], clients=2, threads=1, seconds=1.0, repeats=1)
+
+    assert [(row.replicas, row.store) for row in rows] == [(1, "sqlite"), (2, "sqlite")]
+    assert rows[0].ratio == 1
+    for row in rows:
+        assert (row.errors, row.wrong) == (0, 0)
+        assert row.requests > 0
+        assert min(row.requests_per_s, row.ratio, row.p50_ms, row.cores) > 0
+        assert row.p50_ms <= row.p99_ms
