@@ -8,6 +8,7 @@ from service.events.tables import events, item_popularity, popularity_state
 from service.kit.db import metadata
 from service.kit.leases import leases
 from service.recommend.tables import recommendations
+from service.replicas.tables import replicas
 from service.windows.tables import evaluations, windows
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "metadata",
     "popularity_state",
     "recommendations",
+    "replicas",
     "windows",
 ]

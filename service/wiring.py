@@ -1,6 +1,6 @@
 """What the endpoints work with, built once for each application."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Protocol
@@ -12,6 +12,7 @@ from service.access.service import AccessService
 from service.adapters import repository as adapters
 from service.adapters.activation import Activation
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.place import PlaceWatch, open_artifacts
 from service.catalog.encoding import CodecFollower
 from service.catalog.follower import CatalogueFollower
 from service.catalog.semantic_ids import Codec, load_codec
@@ -27,6 +28,7 @@ from service.recommend.fallback import PopularityFollower
 from service.recommend.history import history_reader
 from service.recommend.record import recommendation_writer
 from service.recommend.service import Recommender
+from service.replicas.service import Heartbeat
 from service.settings import Settings
 from service.telemetry import BATCH_SIZE, RECOMMENDATIONS
 
@@ -50,6 +52,7 @@ class Services:
     settings: Settings
     database: Database
     clock: Clock
+    artifacts: ArtifactStore
     access: AccessService
     readiness: Readiness
     recommender: Recommender
@@ -65,7 +68,7 @@ class Services:
 
 def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
     """The services over one store. Connects to nothing yet."""
-    artifacts = ArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     catalogue = CatalogueFollower(database, settings.poll_interval)
     codec = CodecFollower(database, settings.poll_interval, lambda base_id: _open_codec(database, artifacts, base_id))
     popularity = PopularityFollower(
@@ -112,22 +115,29 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         trained_through=trained_through,
         on_reply=lambda strategy, reason: RECOMMENDATIONS.labels(strategy, reason or "").inc(),
     )
-    checks: Mapping[str, Check] = {
+    checks: dict[str, Check] = {
         "store": store_check(database),
         "schema": schema_check(database),
         "engine": _engine_check(activation),
     }
+    background: list[Background] = [histories, records, batcher, catalogue, popularity, codec, activation]
+    background.append(Heartbeat(database, clock, settings.heartbeat_interval, activation.status))
+    if artifacts.remote is not None:
+        watch = PlaceWatch(artifacts)
+        checks["artifacts"] = _place_check(watch)
+        background.append(watch)
     return Services(
         settings=settings,
         database=database,
         clock=clock,
+        artifacts=artifacts,
         access=AccessService(database, clock),
         readiness=Readiness(checks),
         recommender=recommender,
         codec=codec.active,
         pointer_moved=activation.notify,
         catalogue=catalogue,
-        background=(histories, records, batcher, catalogue, popularity, codec, activation),
+        background=tuple(background),
     )
 
 
@@ -148,6 +158,16 @@ def _engine_check(activation: Activation) -> Check:
         if not status.settled:
             return PartState(False, "loading", "the active model is being loaded")
         return PartState(True, f"{state}, degraded" if status.degraded else state, status.degraded)
+
+    return check
+
+
+def _place_check(watch: PlaceWatch) -> Check:
+    """Ready whatever it says: what serves is held here; new adapters wait until the place answers again."""
+
+    def check() -> PartState:
+        trouble = watch.trouble
+        return PartState(True, "ok") if trouble is None else PartState(True, "unreachable, degraded", trouble)
 
     return check
 

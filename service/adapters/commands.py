@@ -12,13 +12,14 @@ from rich.table import Table
 from service.adapters import integrity, service
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.moves import Activation, MoveRequest
+from service.adapters.place import open_artifacts
 from service.adapters.repository import Adapter
 from service.adapters.schemas import ActivePointer, AdapterDetailView, AdapterView
 from service.cli import Json, open_database, print_json
 from service.kit import migrate
 from service.kit.clock import utc_now
 from service.kit.db import Database
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 from service.telemetry import configure_logging
 
 ACTOR = "cli"
@@ -111,15 +112,22 @@ def rollback(
 
 
 @contextmanager
-def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
+def opened_with_artifacts() -> Iterator[tuple[Settings, Database, ArtifactStore]]:
+    """The settings, the store that they name and the place of artifacts; log lines go to standard error."""
     settings = load_settings()
     configure_logging("WARNING")  # to standard error: standard output is the result's
     database = open_database(settings)
     try:
         migrate.require_head(database)
-        yield database, ArtifactStore(settings.artifacts_dir)
+        yield settings, database, open_artifacts(settings)
     finally:
         database.close()
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
+    with opened_with_artifacts() as (_, database, artifacts):
+        yield database, artifacts
 
 
 def _shown(adapter: Adapter) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def check_listing(path: Path, manifest: Manifest) -> None:
     """Raises ArtifactError unless the folder holds exactly the files of its manifest, by name and size."""
     found = manifests.list_files(path)
     found.pop(MANIFEST, None)
+    check_sizes(found, manifest)
+
+
+def check_sizes(found: Mapping[str, int], manifest: Manifest) -> None:
+    """Raises ArtifactError unless `found` (name -> bytes, without the manifest) is what the manifest lists."""
     for name in manifest.files:
         check_name(name, manifest.kind)
     if unlisted := sorted(found.keys() - manifest.files.keys()):
