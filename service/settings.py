@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("")
     """SQLAlchemy URL. Empty: SQLite at HOME/adaptide.db. PostgreSQL: postgresql://user:password@host/name."""
     artifacts_url: str = ""
-    """Folder of bases and adapters, or a URL: s3://BUCKET/PREFIX, gs://, az://, any of fsspec's. Empty: HOME/artifacts."""
+    """Folder of bases and adapters, or s3://BUCKET/PREFIX, gs://, az://, any URL of fsspec's. Empty: HOME/artifacts."""
     artifacts_cache_bytes: Positive = 32 * 2**30
     """What artifacts fetched from a URL may take in HOME/cache/artifacts; the longest unused are removed first."""
     artifacts_timeout: timedelta = timedelta(seconds=30)

@@ -24,15 +24,15 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer(), comment="of the pointer, the newest that was acted upon"),
         sa.Column("base_id", sa.String(length=64), comment="serves; null: nothing yet"),
         sa.Column("adapter_version", sa.String(length=64), comment="serves; null: the base alone"),
-        sa.Column("wanted_base_id", sa.String(length=64), comment="what the pointer names, where that is something else"),
+        sa.Column(
+            "wanted_base_id", sa.String(length=64), comment="what the pointer names, where that is something else"
+        ),
         sa.Column("wanted_version", sa.String(length=64)),
         sa.Column("degraded", sa.Text(), comment="why it serves something else than the pointer names"),
         sa.PrimaryKeyConstraint("replica_id", name=op.f("pk_replicas")),
         comment="Written by each replica every few seconds; its row goes when it stops",
     )
-    op.add_column(
-        "bases", sa.Column("collected_at", UtcDateTime, comment="when garbage collection removed its files")
-    )
+    op.add_column("bases", sa.Column("collected_at", UtcDateTime, comment="when garbage collection removed its files"))
 
 
 def downgrade() -> None:

@@ -196,9 +196,7 @@ class ArtifactStore:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
 
-    def _read(
-        self, room: str, path: Path, digest: str, read: Callable[[Path, Manifest, object], T]
-    ) -> T:
+    def _read(self, room: str, path: Path, digest: str, read: Callable[[Path, Manifest, object], T]) -> T:
         """What `read` makes of an artifact. A cached one that it refuses is thrown away and fetched again, once."""
         kind = Kind.BASE if room == BASES else Kind.ADAPTER
         if self.remote is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,7 +59,8 @@ class ObjectFolder:
         self.url = url.rstrip("/")
         self._scheme = urlsplit(url).scheme
         self._files = _file_system(self._scheme, timeout)
-        self._root = self._files._strip_protocol(self.url).rstrip("/")
+        bucketed = self._scheme in BUCKETS
+        self._root = self.url.partition("://")[2] if bucketed else self._files._strip_protocol(self.url).rstrip("/")
 
     @property
     def place(self) -> str:
@@ -199,7 +201,7 @@ class ObjectFolder:
             return error.strerror
         if "error sending request" in text or "timed out" in text or "timeout" in text.lower():
             return f"{self.place} cannot be reached or does not answer"
-        return f"{kind} from {self.place}"
+        return f"{self.place} gave no answer that can be used ({kind})"
 
 
 _PAST = {"read": "read", "write": "written", "list": "listed", "delete": "deleted"}
@@ -209,7 +211,7 @@ def _file_system(scheme: str, timeout: timedelta) -> Any:
     if scheme in BUCKETS:
         return _buckets(scheme, timeout)
     try:
-        import fsspec
+        fsspec = import_module("fsspec")
     except ModuleNotFoundError:
         raise ConfigurationError(f"{scheme}:// needs fsspec: pip install fsspec") from None
     try:
@@ -226,14 +228,16 @@ def _file_system(scheme: str, timeout: timedelta) -> Any:
 
 def _buckets(scheme: str, timeout: timedelta) -> Any:
     try:
-        from obstore.fsspec import FsspecStore
+        opener = import_module("obstore.fsspec").FsspecStore
     except ModuleNotFoundError:
         raise ConfigurationError(f"{scheme}:// needs the package obstore: pip install 'adaptide[s3]'") from None
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options: dict[str, Any] = {}
-    if scheme == "s3" and endpoint:
-        options["endpoint"] = endpoint
-    return FsspecStore(
+    if scheme == "s3":
+        options["disable_bulk_delete"] = True  # which not every server has
+        if endpoint:
+            options["endpoint"] = endpoint
+    return opener(
         scheme,
         skip_instance_cache=True,
         client_options={
