@@ -98,9 +98,10 @@ def serve(
     configure_logging(settings.log_level)
     with opened(settings):
         pass  # a wrong schema is said in one line here; the application checks again when it starts
+    app = create_app(settings)  # before the port: a wrong setting is said in one line, too
     listener = bind(settings.host, settings.port)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_config=None,
         access_log=False,
         lifespan="on",

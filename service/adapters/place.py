@@ -48,7 +48,7 @@ class PlaceWatch:
 
     def __init__(self, artifacts: ArtifactStore, interval: timedelta = CHECK_INTERVAL) -> None:
         self._artifacts = artifacts
-        self._poller = Poller("artifacts-check", interval, self._ask)
+        self._poller = Poller("artifacts-check", interval, self.ask)
         self.trouble: str | None = None
 
     def start(self) -> None:
@@ -58,7 +58,8 @@ class PlaceWatch:
         """Does not wait for an answer that is still out."""
         self._poller.stop(wait_s=0.2)
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Ask now; takes as long as the place takes to answer."""
         try:
             self._artifacts.check()
         except ArtifactError as error:
