@@ -15,6 +15,7 @@ import service.catalog.endpoints
 import service.events.endpoints
 import service.health
 import service.recommend.endpoints
+import service.replicas.endpoints
 import service.windows.endpoints
 from service.events.schemas import EventBatch
 from service.http import problems
@@ -34,6 +35,7 @@ ROUTERS = (
     service.events.endpoints.router,
     service.catalog.endpoints.router,
     service.adapters.endpoints.router,
+    service.replicas.endpoints.router,
     service.windows.endpoints.router,
     service.audit.endpoints.router,
 )

@@ -91,10 +91,10 @@ def serve(
     configure_logging(settings.log_level)
     with opened(settings):
         pass  # a wrong schema is said in one line here; the application checks again when it starts
+    app = create_app(settings)  # before the port: a wrong setting is said in one line, too
     listener = bind(settings.host, settings.port)
-    application = create_app(settings)
-    config = uvicorn.Config(application, log_config=None, access_log=False, lifespan="on", server_header=False)
-    server = DrainingServer(config, application.state.services.readiness.drain, settings.drain)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
+    server = DrainingServer(config, app.state.services.readiness.drain, settings.drain)
     sys.setswitchinterval(SWITCH_S)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     typer.echo(f"Adaptide listens on http://{shown}:{listener.getsockname()[1]} (API documentation: /docs)")

@@ -15,6 +15,9 @@ AdaptideError
 ├── LeaseLost                     another process holds the work; nothing was written
 ├── ArtifactError                 a base or adapter failed verification and was not loaded
 │   └── ArtifactMissing           its folder is not there (wrong or unmounted ARTIFACTS_URL), not damaged
+│       └── ArtifactUnreachable   where it lies does not answer, refuses, or there is no room to fetch it to
+├── ObjectsError                  objects could not be read, written or listed
+│   └── ObjectMissing             an object is not there
 ├── DatasetError                  a data set or import file cannot be used as it is
 └── CatalogueError                items cannot be encoded or indexed
 
@@ -104,6 +107,18 @@ class ArtifactError(AdaptideError):
 
 class ArtifactMissing(ArtifactError):
     slug, title = "artifact_missing", "The artifact is not there"
+
+
+class ArtifactUnreachable(ArtifactMissing):
+    slug, title = "artifact_unreachable", "The artifact is out of reach"
+
+
+class ObjectsError(AdaptideError):
+    slug, title = "objects", "The objects cannot be used"
+
+
+class ObjectMissing(ObjectsError):
+    slug, title = "object_missing", "The object is not there"
 
 
 class DatasetError(AdaptideError):

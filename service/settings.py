@@ -10,6 +10,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self, get_args
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -99,7 +100,19 @@ class Settings(BaseSettings):
     event_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = None
     """Events of finished windows sealed longer ago are removed, as are recommendations so old; empty: never."""
     artifacts_url: str = ""
-    """Folder of bases and adapters. Empty: HOME/artifacts."""
+    """Folder of bases and adapters, or s3://BUCKET/PREFIX, gs://, az://, any URL of fsspec's. Empty: HOME/artifacts."""
+    artifacts_cache_bytes: Positive = 32 * 2**30
+    """What artifacts fetched from a URL may take in HOME/cache/artifacts; the longest unused are removed first."""
+    artifacts_timeout: timedelta = timedelta(seconds=30)
+    """A request to an object store is given up after this."""
+    artifacts_keep: Positive = 10
+    """Garbage collection keeps so many of the newest adapters, and so many to roll back through."""
+    artifacts_grace: Annotated[timedelta, Field(ge=timedelta(minutes=10))] = timedelta(days=1)
+    """Garbage collection leaves alone what is younger than this (what is on its way to be registered, above all)."""
+    artifacts_collect: bool = False
+    """The updater collects garbage by itself after each adapter it publishes."""
+    heartbeat_interval: timedelta = timedelta(seconds=5)
+    """How often a replica writes to the store what it serves."""
     host: str = "127.0.0.1"
     """Address that `adaptide serve` binds."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -248,6 +261,8 @@ class Settings(BaseSettings):
                 raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_DATABASE_URL to be set explicitly")
             if not self.artifacts_url:
                 raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_ARTIFACTS_URL to be set explicitly")
+        if "@" in urlsplit(self.artifacts_url).netloc:
+            raise ValueError("ADAPTIDE_ARTIFACTS_URL carries no credentials: they come from the environment (AWS_*)")
         return self
 
     @property
@@ -260,8 +275,20 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value() or f"sqlite:///{self.home_dir / 'adaptide.db'}"
 
     @property
+    def artifacts_remote(self) -> str | None:
+        """The URL of the artifacts' object store, None when they lie in a folder."""
+        scheme, found, _ = self.artifacts_url.partition("://")
+        return self.artifacts_url if found and scheme != "file" else None
+
+    @property
     def artifacts_dir(self) -> Path:
-        return Path(self.artifacts_url).expanduser().resolve() if self.artifacts_url else self.home_dir / "artifacts"
+        """The folder of artifacts; with an object store, that of its cache."""
+        if self.artifacts_remote is not None:
+            return self.home_dir / "cache" / "artifacts"
+        folder = self.artifacts_url
+        if folder.startswith("file://"):
+            folder = unquote(urlsplit(folder).path)
+        return Path(folder).expanduser().resolve() if folder else self.home_dir / "artifacts"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -8,6 +8,7 @@ from service.events.tables import event_ids, events, item_popularity, popularity
 from service.kit.db import metadata
 from service.kit.leases import leases
 from service.recommend.tables import recommendations
+from service.replicas.tables import replicas
 from service.windows.tables import evaluations, windows
 
 
@@ -34,5 +35,6 @@ __all__ = [
     "metadata",
     "popularity_state",
     "recommendations",
+    "replicas",
     "windows",
 ]

@@ -13,6 +13,7 @@ from service.adapters import repository as adapters
 from service.adapters.activation import Activation
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.bus import Change
+from service.adapters.place import PlaceWatch, open_artifacts
 from service.catalog.encoding import CodecFollower
 from service.catalog.follower import CatalogueFollower
 from service.catalog.semantic_ids import Codec, load_codec
@@ -28,6 +29,7 @@ from service.recommend.fallback import PopularityFollower
 from service.recommend.history import history_reader
 from service.recommend.record import recommendation_writer
 from service.recommend.service import Recommender
+from service.replicas.service import Heartbeat
 from service.settings import Settings
 from service.shared import Shared, make_shared
 from service.telemetry import BATCH_SIZE, RECOMMENDATIONS
@@ -54,6 +56,7 @@ class Services:
     prompt: Database
     """The same store for callers that cannot wait (ADAPTIDE_DATABASE_ANSWER_TIMEOUT)."""
     clock: Clock
+    artifacts: ArtifactStore
     access: AccessService
     readiness: Readiness
     recommender: Recommender
@@ -71,7 +74,7 @@ class Services:
 
 def build_services(settings: Settings, database: Database, clock: Clock) -> Services:
     """The services over one store. Connects to nothing yet."""
-    artifacts = ArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     prompt = database.within(settings.database_answer_timeout.total_seconds())  # for what a request waits for
     catalogue = CatalogueFollower(database, settings.poll_interval)
     # Made here, called later: what the bus hears and what it has to tell are of parts that are made with its caches.
@@ -134,13 +137,20 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         "schema": schema_check(prompt),
         "engine": _engine_check(activation),
     }
+    background: list[Background] = [*shared.background, histories, records, batcher, catalogue, popularity, codec]
+    background += [activation, Heartbeat(database, clock, settings.heartbeat_interval, activation.status)]
     if shared.link is not None:
         checks["redis"] = shared.health
+    if artifacts.remote is not None:
+        watch = PlaceWatch(artifacts)
+        checks["artifacts"] = _place_check(watch)
+        background.append(watch)
     return Services(
         settings=settings,
         database=database,
         prompt=prompt,
         clock=clock,
+        artifacts=artifacts,
         access=AccessService(prompt, clock),
         readiness=Readiness(checks),
         recommender=recommender,
@@ -148,7 +158,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         pointer_moved=activation.notify,
         catalogue=catalogue,
         shared=shared,
-        background=(*shared.background, histories, records, batcher, catalogue, popularity, codec, activation),
+        background=tuple(background),
     )
 
 
@@ -169,6 +179,16 @@ def _engine_check(activation: Activation) -> Check:
         if not status.settled:
             return PartState(False, "loading", "the active model is being loaded")
         return PartState(True, f"{state}, degraded" if status.degraded else state, status.degraded)
+
+    return check
+
+
+def _place_check(watch: PlaceWatch) -> Check:
+    """Ready whatever it says: what serves is held here; new adapters wait until the place answers again."""
+
+    def check() -> PartState:
+        trouble = watch.trouble
+        return PartState(True, "ok") if trouble is None else PartState(True, "unreachable, degraded", trouble)
 
     return check
 

@@ -76,6 +76,18 @@ def assert_refused(done: Done, *words: str, status: int = 1) -> None:
     assert all(word in done.stderr for word in words), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("nosuch://x", "no scheme that is known"), ("s3://", "no bucket"), ("s3://k:secret@b", "carries no credentials")],
+)
+def test_a_wrong_place_of_artifacts_is_one_line_before_anything_listens(
+    adaptide: Adaptide, url: str, words: str
+) -> None:
+    done = adaptide("serve", "--port", "0", ADAPTIDE_ARTIFACTS_URL=url)
+    assert_refused(done, "ADAPTIDE_ARTIFACTS_URL", words)
+    assert "secret" not in done.stderr
+
+
 def test_keys_are_made_listed_and_revoked(adaptide: Adaptide) -> None:
     made = json.loads(adaptide("keys", "create", "--name", "shop", "--scope", "read,write", "--json").stdout)
     assert (made["name"], made["scopes"]) == ("shop", ["read", "write"])

@@ -39,6 +39,23 @@ def test_production_needs_its_stores_named() -> None:
         load_settings(environment="production")
 
 
+def test_the_place_of_artifacts_is_a_folder_or_a_url(tmp_path: Path) -> None:
+    assert Settings(home=tmp_path).artifacts_dir == tmp_path / "artifacts"
+    for url in (str(tmp_path / "a b"), f"file://{tmp_path}/a%20b"):
+        settings = Settings(home=tmp_path, artifacts_url=url)
+        assert (settings.artifacts_remote, settings.artifacts_dir) == (None, tmp_path / "a b")
+    settings = Settings(home=tmp_path, artifacts_url="s3://bucket/prefix")
+    assert settings.artifacts_remote == "s3://bucket/prefix"
+    assert settings.artifacts_dir == tmp_path / "cache" / "artifacts"
+
+
+def test_credentials_in_the_url_of_artifacts_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIDE_ARTIFACTS_URL", "s3://key:hunter2@bucket/prefix")
+    with pytest.raises(ConfigurationError, match="carries no credentials") as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_password_is_not_shown() -> None:
     settings = Settings(database_url="postgresql://u:hunter2@h/d")
     assert "hunter2" not in repr(settings)

@@ -10,13 +10,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
 
+import service.adapters.artifact_commands
 import service.adapters.commands
 import service.cli
 import trainer.backtest.command
 import trainer.bench
 import trainer.importer
-from service.adapters.artifacts import ArtifactStore
 from service.adapters.bus import Change
+from service.adapters.place import open_artifacts, require_writable
 from service.cli import Json, opened, print_json
 from service.errors import InvalidRequest
 from service.kit.allocator import keep_freed_memory
@@ -36,6 +37,7 @@ updater = typer.Typer(no_args_is_help=True, help="The updater: windows into adap
 app.add_typer(base, name="base")
 app.add_typer(updater, name="trainer")
 app.add_typer(service.adapters.commands.app, name="adapters")
+app.add_typer(service.adapters.artifact_commands.app, name="artifacts")
 app.add_typer(trainer.importer.app, name="import")
 app.add_typer(trainer.bench.app, name="bench")
 app.command()(trainer.backtest.command.backtest)
@@ -75,10 +77,10 @@ def build(
     )
     settings = load_settings()
     configure_logging("WARNING")  # log lines would tear the bars apart
+    artifacts = open_artifacts(settings)
+    require_writable(artifacts)  # now, not after an hour of training
     with announcements(settings) as announce, opened(settings) as database, bars() as report:
-        built = build_base(
-            database, ArtifactStore(settings.artifacts_dir), settings, utc_now, recipe, actor="cli", report=report
-        )
+        built = build_base(database, artifacts, settings, utc_now, recipe, actor="cli", report=report)
         announce(Change.POINTER)
     if as_json:
         print_json(
@@ -112,12 +114,14 @@ def run_updater() -> None:
 
     settings = load_settings()
     configure_logging(settings.log_level)
+    artifacts = open_artifacts(settings)
     with (
         announcements(settings, lasting=True) as announce,
         opened(settings) as database,
         telemetry.shown(settings.host, settings.trainer_port),
     ):
-        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
+        require_writable(artifacts)
+        made = Updater(database, settings, utc_now, artifacts, announce)
         schedule.run(made, settings.tick_interval, partial(upkeep, database, utc_now, settings, made.owner))
 
 
@@ -136,8 +140,11 @@ def update(
     through_seq = None if until == "now" else int(until)
     settings = load_settings()
     configure_logging("WARNING")
+    artifacts = open_artifacts(settings)
     with announcements(settings, lasting=True) as announce, opened(settings) as database, bars() as report:
-        made = Updater(database, settings, utc_now, ArtifactStore(settings.artifacts_dir), announce)
+        if not dry_run:
+            require_writable(artifacts)
+        made = Updater(database, settings, utc_now, artifacts, announce)
         if dry_run:
             results = [rehearsal_summary(made.rehearse(open_range(database, through_seq), report))]
         else:

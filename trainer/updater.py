@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from service.adapters import garbage
 from service.adapters import repository as adapters
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
 from service.adapters.bus import Announce, Change, nobody
@@ -256,6 +257,24 @@ class Updater:
             self._announce(Change.POINTER)
         if (kept := kept_training(self._settings, KEPT, "")) is not None:
             kept.clear()
+        if candidate is not None and self._settings.artifacts_collect:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Delete what nobody needs; under the updater's lease, so nothing is being published meanwhile."""
+        settings = self._settings
+        try:
+            garbage.collect(
+                self._database,
+                self._clock,
+                self._artifacts,
+                keep=settings.artifacts_keep,
+                grace=settings.artifacts_grace,
+                attempts=settings.window_attempts,
+                actor="updater",
+            )
+        except AdaptideError as error:  # the window has its outcome; the next collection does it
+            log.warning("artifacts_not_collected", reason=error.detail)
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate

@@ -1,30 +1,43 @@
-"""The folder of published bases and adapters: written once under a name that is their hash, verified before any load.
+"""The place of published bases and adapters: written once under a name that is their hash, verified before any load.
 
 root/bases/<base_id>/{manifest.json, model/..., codec/...}
 root/adapters/<version>/{manifest.json, adapter_config.json, adapter_model.safetensors}
+
+The place is a folder, or a URL of an object store that is read through a cache of the same layout (remote.py).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from service.adapters import contents
 from service.adapters import manifest as manifests
 from service.adapters.lora import Dimensions
 from service.adapters.manifest import MANIFEST, Kind, Manifest
+from service.adapters.remote import RemoteShelf
 from service.errors import ArtifactError
-from service.kit.files import publish_folder
+from service.kit.files import newest_write, publish_folder, set_aside, stale_staging
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+BASES, ADAPTERS = "bases", "adapters"
+NAMES = {BASES: contents.BASE_ID, ADAPTERS: contents.VERSION}
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """id: base id or adapter version; digest: sha256 of manifest.json, hex; path: the immutable folder."""
+    """id: base id or adapter version; digest: sha256 of manifest.json, hex; path: the folder or where it is cached."""
 
     id: str
     digest: str
@@ -33,13 +46,15 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedBase:
-    """A base every byte of which is what was published. `path`/model and `path`/codec may be read."""
+    """A base every byte of which is what was published. `path`/model and `path`/codec may be read while it lives."""
 
     base_id: str
     digest: str
     path: Path
     metadata: Mapping[str, Any]
     dimensions: Dimensions
+    hold: object = field(default=None, repr=False, compare=False)
+    """Keeps `path` in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,16 +71,20 @@ class VerifiedAdapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, NDArray[np.float32]]
     metadata: Mapping[str, Any]
+    hold: object = field(default=None, repr=False)
+    """Keeps `path` in the cache."""
 
 
 class ArtifactStore:
-    """Publishes and opens artifacts below one folder. Safe to share between threads and processes.
+    """Publishes and opens artifacts in one place. Safe to share between threads and processes.
 
-    Every method raises ArtifactError saying which artifact and why, ArtifactMissing when its folder is not there.
+    Every method raises ArtifactError saying which artifact and why, ArtifactMissing when its folder is not there,
+    ArtifactUnreachable (one of the latter) when the object store does not answer or refuses.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: RemoteShelf | None = None) -> None:
+        """root: the folder; with `remote`, that of its cache."""
+        self.root, self.remote = root, remote
 
     def publish_base(self, source: Path, metadata: Mapping[str, Any]) -> Published:
         """Copy `source` (folders model and codec) under the name of its hash; publishing it again changes nothing."""
@@ -75,7 +94,7 @@ class ArtifactStore:
             contents.check_base_weights(source, manifest)
             digest = hashlib.sha256(manifest.encode()).hexdigest()
             base_id = f"b-{digest[:16]}"
-            return self._publish(source, manifest, Published(base_id, digest, self._base_path(base_id)))
+            return self._publish(BASES, source, manifest, Published(base_id, digest, self._base_path(base_id)))
 
     def publish_adapter(self, source: Path, metadata: Mapping[str, Any], window_id: int = 0) -> Published:
         """Copy the adapter in `source` under `a<window_id>-<hash>`; the same bytes and metadata give the same version.
@@ -85,23 +104,25 @@ class ArtifactStore:
         with _about(f"the adapter in {source}"):
             manifest = contents.describe(source, Kind.ADAPTER, metadata)
             base_id = contents.named_base(manifest)
-            base_digest = hashlib.sha256(self._manifest_bytes(self._base_path(base_id))).hexdigest()
+            base_digest = hashlib.sha256(self._manifest_bytes(BASES, self._base_path(base_id))).hexdigest()
             contents.adapter_parts(source, manifest, base_id, self._dimensions(base_id, base_digest))
             contents.state_tensors(source, manifest)
             digest = hashlib.sha256(manifest.encode()).hexdigest()
             version = f"a{window_id:06d}-{digest[:12]}"
-            return self._publish(source, manifest, Published(version, digest, self._adapter_path(version)))
+            return self._publish(ADAPTERS, source, manifest, Published(version, digest, self._adapter_path(version)))
 
     def open_base(self, base_id: str, digest: str) -> VerifiedBase:
         """Read every byte of a base and compare it with its manifest, and the manifest with `digest` (the store's)."""
-        with _about(f"base {base_id!r}"):
-            path = self._base_path(base_id)
-            manifest = self._manifest(path, digest, Kind.BASE)
+
+        def read(path: Path, manifest: Manifest, hold: object) -> VerifiedBase:
             contents.check_listing(path, manifest)
             for name, entry in manifest.files.items():
                 manifests.check_entry(path / name, entry)
             dimensions = contents.check_base_files(path, manifest)
-            return VerifiedBase(base_id, digest, path, manifest.metadata, dimensions)
+            return VerifiedBase(base_id, digest, path, manifest.metadata, dimensions, hold)
+
+        with _about(f"base {base_id!r}"):
+            return self._read(BASES, self._base_path(base_id), digest, read)
 
     def open_adapter(self, version: str, digest: str, base: VerifiedBase) -> VerifiedAdapter:
         """Read an adapter that was made for `base`; the tensors returned are the very bytes that were hashed."""
@@ -109,34 +130,98 @@ class ArtifactStore:
 
     def verify_adapter(self, version: str, digest: str, base_id: str, dimensions: Dimensions) -> VerifiedAdapter:
         """As open_adapter, for a base of which only `read_dimensions` was asked: quick however large the base is."""
-        with _about(f"adapter {version!r}"):
-            path = self._adapter_path(version)
-            manifest = self._manifest(path, digest, Kind.ADAPTER)
+
+        def read(path: Path, manifest: Manifest, hold: object) -> VerifiedAdapter:
             contents.check_listing(path, manifest)
             if contents.named_base(manifest) != base_id:
                 raise ArtifactError(f"it was made for base {contents.named_base(manifest)}, not for {base_id}")
             config, tensors = contents.adapter_parts(path, manifest, base_id, dimensions)
-            return VerifiedAdapter(version, digest, path, base_id, config, tensors, manifest.metadata)
+            return VerifiedAdapter(version, digest, path, base_id, config, tensors, manifest.metadata, hold)
+
+        with _about(f"adapter {version!r}"):
+            return self._read(ADAPTERS, self._adapter_path(version), digest, read)
 
     def read_state(self, adapter: VerifiedAdapter) -> Mapping[str, NDArray[np.float32]]:
         """What the adapter's method keeps for the next window, by name; empty for a method that keeps nothing."""
         with _about(f"adapter {adapter.version!r}"):
-            return contents.state_tensors(adapter.path, self._manifest(adapter.path, adapter.digest, Kind.ADAPTER))
+            return self._read(
+                ADAPTERS, adapter.path, adapter.digest, lambda path, manifest, _: contents.state_tensors(path, manifest)
+            )
 
     def read_dimensions(self, base_id: str, digest: str) -> Dimensions:
         """The sizes of a base, from its manifest and model config alone; its weights are not read."""
         with _about(f"base {base_id!r}"):
             return self._dimensions(base_id, digest)
 
+    def check(self, *, write: bool = False) -> None:
+        """Raises ArtifactError unless the place can be read, and with `write` written to. A new folder is as good."""
+        with _about("the place of artifacts"):
+            if self.remote is not None:
+                self.remote.check(write=write)
+            elif self.root.exists() and not self.root.is_dir():
+                raise ArtifactError(f"{self.root} is not a folder; set ADAPTIDE_ARTIFACTS_URL")
+
+    def names(self, room: str) -> list[str]:
+        """Every name in a room (BASES or ADAPTERS) that could be an artifact's, whole or not."""
+        with _about("the place of artifacts"):
+            if self.remote is not None:
+                found = self.remote.names(room)
+            else:
+                folder = self.root / room
+                found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [name for name in found if NAMES[room].fullmatch(name)]
+
+    def measure(self, room: str, name: str) -> tuple[int, datetime]:
+        """(bytes, when it was published or published again, or written last if it is not whole)."""
+        with _about(name):
+            if self.remote is not None:
+                return self.remote.measure(room, name)
+            path = self._inside(room, name)
+            sizes = manifests.list_files(path)
+            written = (path / MANIFEST).stat().st_mtime if MANIFEST in sizes else newest_write(path)
+            return sum(sizes.values()), datetime.fromtimestamp(written, UTC)
+
+    def remove(self, room: str, name: str) -> None:
+        """Delete an artifact. It is gone at once and whole; what an interruption leaves is no artifact any more."""
+        with _about(name):
+            path = self._inside(room, name)
+            if self.remote is not None:
+                self.remote.remove(room, name)
+            set_aside(path)
+
+    def remove_staging(self, before: datetime) -> int:
+        """Delete what killed publishers left in the folder and has not been written to since `before`; how many."""
+        stale = [path for room in NAMES for path in stale_staging(self.root / room, before.timestamp())]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+    def _read(self, room: str, path: Path, digest: str, read: Callable[[Path, Manifest, object], T]) -> T:
+        """What `read` makes of an artifact. A cached one that it refuses is thrown away and fetched again, once."""
+        kind = Kind.BASE if room == BASES else Kind.ADAPTER
+        if self.remote is None:
+            return read(path, self._manifest(room, path, digest, kind), None)
+        hold = self.remote.cache.hold(room, path.name)
+        fetched = self.remote.bring(room, path.name, digest, kind)
+        try:
+            return read(path, self._manifest(room, path, digest, kind), hold)
+        except ArtifactError as error:
+            if fetched:
+                raise
+            log.warning("cache_entry_refused", artifact=path.name, reason=error.detail)
+        self.remote.cache.discard(room, path.name)
+        self.remote.bring(room, path.name, digest, kind)
+        return read(path, self._manifest(room, path, digest, kind), hold)
+
     def _base_path(self, base_id: str) -> Path:
         if not contents.BASE_ID.fullmatch(base_id):
             raise ArtifactError("it is no base id (b- and 16 hex digits)")
-        return self._inside("bases", base_id)
+        return self._inside(BASES, base_id)
 
     def _adapter_path(self, version: str) -> Path:
         if not contents.VERSION.fullmatch(version):
             raise ArtifactError("it is no adapter version (a, the window's number, - and 12 hex digits)")
-        return self._inside("adapters", version)
+        return self._inside(ADAPTERS, version)
 
     def _inside(self, room: str, name: str) -> Path:
         for path in (self.root / room, self.root / room / name):
@@ -144,11 +229,15 @@ class ArtifactStore:
                 raise ArtifactError(f"{path} is a link; links are never followed")
         return self.root / room / name
 
-    def _manifest_bytes(self, path: Path) -> bytes:
+    def _manifest_bytes(self, room: str, path: Path) -> bytes:
+        if self.remote is not None:
+            return self.remote.manifest_bytes(room, path.name)
         return manifests.read_plain(path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
 
-    def _manifest(self, path: Path, digest: str, kind: Kind) -> Manifest:
-        data = self._manifest_bytes(path)
+    def _manifest(self, room: str, path: Path, digest: str, kind: Kind) -> Manifest:
+        return self._decoded(self._manifest_bytes(room, path), path, digest, kind)
+
+    def _decoded(self, data: bytes, path: Path, digest: str, kind: Kind) -> Manifest:
         if hashlib.sha256(data).hexdigest() != digest:
             raise ArtifactError("its manifest is not the one that was registered")
         short = path.name.rpartition("-")[2]
@@ -157,11 +246,24 @@ class ArtifactStore:
         return manifests.decode_manifest(data, kind)
 
     def _dimensions(self, base_id: str, base_digest: str) -> Dimensions:
-        path = self._base_path(base_id)
-        manifest = self._manifest(path, base_digest, Kind.BASE)
-        return contents.read_dimensions(path, manifest)
+        path, limit = self._base_path(base_id), contents.MAX_TEXT_BYTES
 
-    def _publish(self, source: Path, manifest: Manifest, published: Published) -> Published:
+        if self.remote is None or path.exists():
+            try:
+                data = manifests.read_plain(path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
+                manifest = self._decoded(data, path, base_digest, Kind.BASE)
+                return contents.read_dimensions(path, manifest)
+            except ArtifactError:
+                if self.remote is None:
+                    raise
+        manifest = self._decoded(self.remote.published_manifest(BASES, base_id), path, base_digest, Kind.BASE)
+        remote = self.remote
+        return contents.dimensions_of(manifest, lambda name: remote.read_listed(BASES, base_id, manifest, name, limit))
+
+    def _publish(self, room: str, source: Path, manifest: Manifest, published: Published) -> Published:
+        if self.remote is not None:
+            self.remote.publish(room, published.id, source, manifest)
+            return published
         if not published.path.exists():
             try:
                 with publish_folder(published.path) as staging:
@@ -174,11 +276,12 @@ class ArtifactStore:
             except OSError as error:
                 if not published.path.exists():  # else another process published the same content a moment ago
                     raise ArtifactError(f"it could not be written to {self.root}: {error.strerror or error}") from error
-        self._require_same(manifest, published)
+        self._require_same(room, manifest, published)
+        os.utime(published.path / MANIFEST)  # its age says that somebody still wants it
         return published
 
-    def _require_same(self, manifest: Manifest, published: Published) -> None:
-        if self._manifest_bytes(published.path) != manifest.encode():
+    def _require_same(self, room: str, manifest: Manifest, published: Published) -> None:
+        if self._manifest_bytes(room, published.path) != manifest.encode():
             raise ArtifactError(
                 f"{published.path} is already published with other content; a published name is never reused"
             )

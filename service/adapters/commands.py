@@ -13,12 +13,13 @@ from service.adapters import integrity, service
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.bus import Change
 from service.adapters.moves import Activation, MoveRequest
+from service.adapters.place import open_artifacts
 from service.adapters.repository import Adapter
 from service.adapters.schemas import ActivePointer, AdapterDetailView, AdapterView
 from service.cli import Json, opened, print_json
 from service.kit.clock import utc_now
 from service.kit.db import Database
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 from service.shared import announcements
 from service.telemetry import configure_logging
 
@@ -114,11 +115,18 @@ def rollback(
 
 
 @contextmanager
-def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
+def opened_with_artifacts() -> Iterator[tuple[Settings, Database, ArtifactStore]]:
+    """The settings, the store that they name and the place of artifacts; log lines go to standard error."""
     settings = load_settings()
     configure_logging("WARNING")  # to standard error: standard output is the result's
     with opened(settings) as database:
-        yield database, ArtifactStore(settings.artifacts_dir)
+        yield settings, database, open_artifacts(settings)
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[Database, ArtifactStore]]:
+    with opened_with_artifacts() as (_, database, artifacts):
+        yield database, artifacts
 
 
 def _shown(adapter: Adapter) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ def check_listing(path: Path, manifest: Manifest) -> None:
     """Raises ArtifactError unless the folder holds exactly the files of its manifest, by name and size."""
     found = manifests.list_files(path)
     found.pop(MANIFEST, None)
+    check_sizes(found, manifest)
+
+
+def check_sizes(found: Mapping[str, int], manifest: Manifest) -> None:
+    """Raises ArtifactError unless `found` (name -> bytes, without the manifest) is what the manifest lists."""
     for name in manifest.files:
         check_name(name, manifest.kind)
     if unlisted := sorted(found.keys() - manifest.files.keys()):
@@ -157,11 +162,19 @@ def check_base_files(path: Path, manifest: Manifest) -> Dimensions:
 
 
 def read_dimensions(path: Path, manifest: Manifest) -> Dimensions:
-    """What the base says of its adapted layers; without that, a Llama's by its config. Raises ArtifactError."""
+    """As dimensions_of, for a base in a folder."""
+    return dimensions_of(manifest, lambda name: read_listed(path, manifest, name, MAX_TEXT_BYTES))
+
+
+def dimensions_of(manifest: Manifest, read: Callable[[str], bytes]) -> Dimensions:
+    """What the base says of its adapted layers; without that, a Llama's by its config. Raises ArtifactError.
+
+    read: a listed file, checked against the manifest.
+    """
     if MODEL_CONFIG not in manifest.files:
         raise ArtifactError(f"it has no {MODEL_CONFIG}")
-    name, read = (MODEL_LAYERS, Dimensions.listed) if MODEL_LAYERS in manifest.files else (MODEL_CONFIG, Dimensions.of)
-    return read(json_object(name, read_listed(path, manifest, name, MAX_TEXT_BYTES)))
+    name, parse = (MODEL_LAYERS, Dimensions.listed) if MODEL_LAYERS in manifest.files else (MODEL_CONFIG, Dimensions.of)
+    return parse(json_object(name, read(name)))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

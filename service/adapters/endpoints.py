@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from service.access.endpoints import Admin
 from service.access.schemas import Principal
 from service.adapters import service
-from service.adapters.artifacts import ArtifactStore
 from service.adapters.bus import Change
 from service.adapters.moves import MoveRequest
 from service.adapters.schemas import (
@@ -97,8 +96,7 @@ def rollback(
     """
     asked = body or RollbackRequest()
     request = _request(principal, asked.reason, if_match, idempotency_key)
-    artifacts = ArtifactStore(services.settings.artifacts_dir)
-    done = service.rollback(services.database, services.clock, artifacts, request, asked.to_version)
+    done = service.rollback(services.database, services.clock, services.artifacts, request, asked.to_version)
     services.pointer_moved()
     services.shared.announce(Change.POINTER)
     return ActivationView.model_validate(done)
@@ -115,8 +113,7 @@ def promote(
 ) -> ActivationView:
     """Verify an adapter's files and make it the active one, unless the gate refused it or its files are damaged."""
     request = _request(principal, body.reason if body else None, if_match, idempotency_key)
-    artifacts = ArtifactStore(services.settings.artifacts_dir)
-    done = service.promote(services.database, services.clock, artifacts, version, request)
+    done = service.promote(services.database, services.clock, services.artifacts, version, request)
     services.pointer_moved()
     services.shared.announce(Change.POINTER)
     return ActivationView.model_validate(done)

@@ -27,6 +27,8 @@ def verify(database: Database, clock: Clock, artifacts: ArtifactStore, version: 
     with database.read() as connection:
         adapter = require_adapter(connection, version)
         base = require_base(connection, adapter.base_id)
+    if adapter.state is AdapterState.COLLECTED:
+        raise Conflict(f"adapter {version} was removed by garbage collection; only what is still there can serve")
     try:
         dimensions = artifacts.read_dimensions(base.base_id, base.digest)
     except ArtifactError as error:

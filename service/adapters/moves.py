@@ -89,6 +89,8 @@ def check_target(connection: Connection, version: str, base_id: str, from_states
     adapter = require_adapter(connection, version)
     if adapter.base_id != base_id:
         raise Conflict(f"adapter {version} was made for base {adapter.base_id}; {base_id} is active")
+    if adapter.state is AdapterState.COLLECTED:
+        raise Conflict(f"adapter {version} was removed by garbage collection; only what is still there can serve")
     if adapter.state is AdapterState.ACTIVE:
         raise Conflict(f"adapter {version} is active already")
     if adapter.state not in from_states:

@@ -25,6 +25,8 @@ class NewBase:
 @dataclass(frozen=True, slots=True)
 class Base(NewBase):
     created_at: datetime = field(kw_only=True)
+    collected_at: datetime | None = field(default=None, kw_only=True)
+    """When garbage collection removed its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,16 @@ def find_base(connection: Connection, base_id: str) -> Base | None:
     return None if row is None else Base(**row)
 
 
+def list_bases(connection: Connection) -> list[Base]:
+    """Every base, newest first."""
+    query = sa.select(bases).order_by(bases.c.created_at.desc(), bases.c.base_id.desc())
+    return [Base(**row) for row in connection.execute(query).mappings()]
+
+
+def set_collected(connection: Connection, base_id: str, now: datetime) -> None:
+    connection.execute(bases.update().where(bases.c.base_id == base_id).values(collected_at=now))
+
+
 def insert_adapter(connection: Connection, adapter: NewAdapter, state: AdapterState, now: datetime) -> None:
     values = {column: getattr(adapter, column) for column in NewAdapter.__dataclass_fields__}
     connection.execute(adapters.insert().values(**values, state=state.value, created_at=now))
@@ -105,7 +117,7 @@ def find_adapter(connection: Connection, version: str, *, lock: bool = False) ->
     return None if row is None else _adapter(row)
 
 
-def list_adapters(connection: Connection, *, limit: int, before: str | None = None) -> list[Adapter]:
+def list_adapters(connection: Connection, *, limit: int | None, before: str | None = None) -> list[Adapter]:
     """Newest first; `before`: only what is older than this version."""
     query = sa.select(adapters).order_by(adapters.c.created_at.desc(), adapters.c.adapter_version.desc()).limit(limit)
     if before is not None:

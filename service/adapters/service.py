@@ -68,6 +68,11 @@ def register_base_in(connection: Connection, clock: Clock, base: NewBase) -> Non
         repository.insert_base(connection, base, clock())
     elif known.digest != base.digest:
         raise Conflict(f"base {base.base_id} is registered with another digest")
+    elif known.collected_at is not None:
+        raise Conflict(
+            f"base {base.base_id} was removed by garbage collection and cannot come back under this name; "
+            "build another: set ADAPTIDE_SEED to a new number"
+        )
 
 
 def activate_base(
@@ -86,7 +91,8 @@ def activate_base_in(
 ) -> Activation:
     """See activate_base; inside the caller's transaction."""
     pointer = repository.read_pointer(connection, lock=True)
-    require_base(connection, base_id)
+    if require_base(connection, base_id).collected_at is not None:
+        raise Conflict(f"base {base_id} was removed by garbage collection; build another: adaptide base build")
     if adapter_version is not None and (base_id, adapter_version) != (pointer.base_id, pointer.adapter_version):
         moves.check_target(connection, adapter_version, base_id, states.PROMOTABLE)
     return moves.move(connection, clock, pointer, base_id, adapter_version, Action.BASE, MoveRequest(actor))

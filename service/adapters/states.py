@@ -18,19 +18,28 @@ class AdapterState(StrEnum):
     """The gate refused it; for good."""
     CORRUPT = "corrupt"
     """Its folder is not what was published. Restored files are readmitted by a verification that succeeds."""
+    COLLECTED = "collected"
+    """Garbage collection removed its files; for good."""
 
 
 TRANSITIONS: dict[AdapterState, frozenset[AdapterState]] = {
     AdapterState.CANDIDATE: frozenset(
-        {AdapterState.PASSED, AdapterState.REFUSED, AdapterState.ACTIVE, AdapterState.CORRUPT}
+        {
+            AdapterState.PASSED,
+            AdapterState.REFUSED,
+            AdapterState.ACTIVE,
+            AdapterState.CORRUPT,
+            AdapterState.COLLECTED,
+        }
     ),
-    AdapterState.PASSED: frozenset({AdapterState.ACTIVE, AdapterState.CORRUPT}),
+    AdapterState.PASSED: frozenset({AdapterState.ACTIVE, AdapterState.CORRUPT, AdapterState.COLLECTED}),
     AdapterState.ACTIVE: frozenset({AdapterState.RETIRED, AdapterState.CORRUPT}),
-    AdapterState.RETIRED: frozenset({AdapterState.ACTIVE, AdapterState.CORRUPT}),
+    AdapterState.RETIRED: frozenset({AdapterState.ACTIVE, AdapterState.CORRUPT, AdapterState.COLLECTED}),
     # A refused adapter is never loaded, so there is nothing to mark; and no way round leads out of a refusal.
-    AdapterState.REFUSED: frozenset(),
+    AdapterState.REFUSED: frozenset({AdapterState.COLLECTED}),
     # Readmitted: still what the pointer names, or to be judged or promoted again.
-    AdapterState.CORRUPT: frozenset({AdapterState.ACTIVE, AdapterState.CANDIDATE}),
+    AdapterState.CORRUPT: frozenset({AdapterState.ACTIVE, AdapterState.CANDIDATE, AdapterState.COLLECTED}),
+    AdapterState.COLLECTED: frozenset(),
 }
 
 INITIAL = frozenset({AdapterState.CANDIDATE, AdapterState.PASSED, AdapterState.REFUSED})

@@ -12,6 +12,7 @@ bases = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("trained_through", UtcDateTime, comment="newest event that the model has seen"),
     sa.Column("metrics", Json, nullable=False),
+    sa.Column("collected_at", UtcDateTime, comment="when garbage collection removed its files"),
 )
 
 adapters = sa.Table(

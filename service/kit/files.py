@@ -9,6 +9,8 @@ from pathlib import Path
 
 from service.kit.ids import uuid7
 
+_STAGING = ".staging-"
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
@@ -34,7 +36,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         raise FileExistsError(f"{target} is already published")
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".staging-{uuid7()}"
+    staging = target.parent / f"{_STAGING}{uuid7()}"
     staging.mkdir()
     try:
         yield staging
@@ -46,3 +48,39 @@ def publish_folder(target: Path) -> Iterator[Path]:
         fsync_path(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def is_staging(path: Path) -> bool:
+    """Whether `path` is a folder being written or removed, or what a killed process left of one."""
+    return path.name.startswith(_STAGING)
+
+
+def set_aside(folder: Path) -> None:
+    """Remove a folder that others may be looking at: it is gone at once and whole, then its files are deleted.
+
+    A folder that is not there is removed already. What a kill leaves is a staging folder.
+    """
+    staging = folder.parent / f"{_STAGING}{uuid7()}"
+    try:
+        folder.rename(staging)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def stale_staging(parent: Path, before: float) -> list[Path]:
+    """Staging folders below `parent` nothing in which was written since `before` (seconds since 1970)."""
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if is_staging(path) and newest_write(path) < before)
+
+
+def newest_write(folder: Path) -> float:
+    """When anything in a folder was written last, in seconds since 1970; 0 when it has gone."""
+    newest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        try:
+            newest = max(newest, path.lstat().st_mtime)
+        except FileNotFoundError:
+            continue
+    return newest

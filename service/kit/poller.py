@@ -33,12 +33,12 @@ class Poller:
         """Run the next step now instead of at the end of the interval."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End after the step in progress."""
+    def stop(self, wait_s: float = 10) -> None:
+        """End after the step in progress, which is waited for so long at most."""
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=wait_s)
 
     def _run(self) -> None:
         while not self._stopping:

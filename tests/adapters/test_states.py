@@ -31,6 +31,11 @@ WRITTEN_DOWN = {
     (S.RETIRED, S.CORRUPT),
     (S.CORRUPT, S.ACTIVE),
     (S.CORRUPT, S.CANDIDATE),
+    (S.CANDIDATE, S.COLLECTED),
+    (S.PASSED, S.COLLECTED),
+    (S.RETIRED, S.COLLECTED),
+    (S.REFUSED, S.COLLECTED),
+    (S.CORRUPT, S.COLLECTED),
 }
 
 
@@ -48,7 +53,7 @@ def test_a_refusal_is_for_good() -> None:
     while frontier:
         reached |= frontier
         frontier = {new for old in frontier for new in TRANSITIONS[old]} - reached
-    assert reached == {S.REFUSED}
+    assert reached == {S.REFUSED, S.COLLECTED}
 
 
 def test_what_may_be_promoted_may_become_active() -> None:

@@ -7,6 +7,10 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from service.adapters import repository as adapter_rows
+from service.adapters import service as adapters
+from service.adapters.repository import NewAdapter, NewBase
+from service.adapters.states import AdapterState
 from service.catalog import repository as catalog
 from service.errors import ConfigurationError
 from service.events import repository
@@ -123,6 +127,32 @@ def test_the_fourth_version_comes_and_goes_and_every_event_keeps_its_number_and_
         later = [row.seq for row in repository.interactions_after(connection, 29, 9)]
     assert len(later) == 2
     assert later[0] > 30  # which an erased event had
+
+
+def test_the_fifth_version_goes_and_a_collected_adapter_stays_out_of_service(database: Database) -> None:
+    clock = SetClock()
+    adapters.register_base(database, clock, NewBase("b-0000000000000000", "0" * 64))
+    for version, state in (
+        ("a000001-000000000000", AdapterState.PASSED),
+        ("a000002-000000000000", AdapterState.REFUSED),
+    ):
+        adapters.register_adapter(database, clock, NewAdapter(version, "b-0000000000000000", "1" * 64, "peso"), state)
+    with database.write() as connection:
+        adapter_rows.set_state(connection, "a000001-000000000000", AdapterState.COLLECTED)
+        adapter_rows.set_collected(connection, "b-0000000000000000", clock())
+
+    migrate.downgrade(database, "0004")
+    with database.read() as connection:
+        assert "replicas" not in sa.inspect(connection).get_table_names()
+        states = dict(connection.execute(sa.text("SELECT adapter_version, state FROM adapters")).all())
+    assert states == {"a000001-000000000000": "corrupt", "a000002-000000000000": "refused"}
+
+    migrate.upgrade(database)
+    assert differences(database) == []
+    with database.read() as connection:
+        base = adapter_rows.find_base(connection, "b-0000000000000000")
+    assert base is not None
+    assert base.collected_at is None
 
 
 def test_a_store_of_another_version_is_refused_with_the_command_that_helps(database: Database) -> None:

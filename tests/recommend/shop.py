@@ -1,5 +1,7 @@
 """A shop over the real application: ask, promote, and let the brute-force referee say what the reply should be."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,6 @@ from starlette.testclient import TestClient
 
 from service.adapters import repository as adapter_rows
 from service.adapters import service as adapters
-from service.adapters.artifacts import ArtifactStore
 from service.adapters.moves import MoveRequest
 from service.adapters.repository import NewAdapter
 from service.adapters.states import AdapterState
@@ -30,7 +31,7 @@ class Shop:
     def __init__(self, app: FastAPI, client: TestClient, built: BuiltBase) -> None:
         self.app, self.client, self.built = app, client, built
         self.services: Services = app.state.services
-        self.artifacts = ArtifactStore(self.services.settings.artifacts_dir)
+        self.artifacts = self.services.artifacts
         self._adapters: dict[str | None, dict[str, torch.Tensor]] = {None: {}, built.adapter_version: {}}
 
     @property
@@ -57,9 +58,9 @@ class Shop:
         """Publish and register an adapter that changes every score; returns its version."""
         lora = LoraBackbone(self._base(), rank=8, alpha=16, dropout=0.0, seed=seed)
         tensors = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in lora.tensors().items()}
-        source = self.artifacts.root / f"source-{seed}"
-        save_adapter(source, tensors, scale=2.0)
-        made = self.artifacts.publish_adapter(source, {"base_id": self.built.base_id})
+        with tempfile.TemporaryDirectory() as source:
+            save_adapter(Path(source), tensors, scale=2.0)
+            made = self.artifacts.publish_adapter(Path(source), {"base_id": self.built.base_id})
         new = NewAdapter(made.id, self.built.base_id, made.digest, "peso", trained_through=worlds.START)
         adapters.register_adapter(self.services.database, self.services.clock, new, AdapterState.PASSED)
         self._adapters[made.id] = tensors
