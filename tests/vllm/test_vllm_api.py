@@ -142,3 +142,18 @@ def test_replies_are_the_referees_and_follow_the_adapter_through_the_registry(
 
     serve.child.send_signal(signal.SIGTERM)
     assert serve.child.wait(60) == 0, serve.said()
+
+
+def test_it_can_be_stopped_while_vllm_is_still_starting(shop: Shop, serve: Serve) -> None:
+    def answers() -> bool:
+        serve.lives()
+        try:
+            return shop.client.get("/health/live").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    worlds.eventually(answers, STARTING_S)
+    reply = shop.client.post("/v1/recommendations", json={"user_id": "u00"}).json()
+    assert reply["strategy"] in ("popular", "personalised")  # nobody waits for it
+    serve.child.send_signal(signal.SIGTERM)
+    assert serve.child.wait(60) == 0, serve.said()
