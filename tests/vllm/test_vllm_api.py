@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from fastapi import FastAPI
 
@@ -133,6 +134,9 @@ def test_replies_are_the_referees_and_follow_the_adapter_through_the_registry(
     assert rolled_back.status_code == 200, rolled_back.text
     worlds.eventually(lambda: serves(first), SWAPPING_S)
     check(shop, first, history)
+
+    sockets = psutil.Process(serve.child.pid).net_connections("tcp")
+    assert {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1"}  # vLLM listens to nobody else
 
     bad = shop.adapter(seed=2)
     shop.damage(bad)
