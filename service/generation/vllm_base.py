@@ -253,6 +253,7 @@ def _set_environment() -> None:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a service has threads, which a fork does not survive
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the cores are shared with the rest of the service
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_HOST_IP": "127.0.0.1",  # where its processes meet; on their own they would meet on the outer interface
         "HF_HUB_OFFLINE": "1",  # it takes a path that is not there for the name of something to fetch
     }
     for name, value in defaults.items():

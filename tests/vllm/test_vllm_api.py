@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from fastapi import FastAPI
 
@@ -134,11 +135,29 @@ def test_replies_are_the_referees_and_follow_the_adapter_through_the_registry(
     worlds.eventually(lambda: serves(first), SWAPPING_S)
     check(shop, first, history)
 
+    sockets = psutil.Process(serve.child.pid).net_connections("tcp")
+    assert {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1"}  # vLLM listens to nobody else
+
     bad = shop.adapter(seed=2)
     shop.damage(bad)
     shop.point_at(bad)
     worlds.eventually(lambda: "degraded" in shop.client.get("/health/ready").text, SWAPPING_S)
     check(shop, first, history)
 
+    serve.child.send_signal(signal.SIGTERM)
+    assert serve.child.wait(60) == 0, serve.said()
+
+
+def test_it_can_be_stopped_while_vllm_is_still_starting(shop: Shop, serve: Serve) -> None:
+    def answers() -> bool:
+        serve.lives()
+        try:
+            return shop.client.get("/health/live").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    worlds.eventually(answers, STARTING_S)
+    reply = shop.client.post("/v1/recommendations", json={"user_id": "u00"}).json()
+    assert reply["strategy"] in ("popular", "personalised")  # nobody waits for it
     serve.child.send_signal(signal.SIGTERM)
     assert serve.child.wait(60) == 0, serve.said()
