@@ -71,7 +71,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     """The services over one store. Connects to nothing yet."""
     artifacts = ArtifactStore(settings.artifacts_dir)
     catalogue = CatalogueFollower(database, settings.poll_interval)
-    # Made here, called later: what the bus hears and what it has to tell are of parts that are made with its caches.
+    # First, for the parts below are given its caches; what it calls in its turn is called once all are there.
     shared = make_shared(
         settings,
         {Change.POINTER: lambda: activation.notify(), Change.CATALOGUE: catalogue.notify},

@@ -49,22 +49,16 @@ log = structlog.get_logger(__name__)
 
 
 class Updater:
-    """One process's updater. `tick` does whatever is due; only the holder of the lease works."""
+    """One process's updater. `tick` does what is due; only the holder of the lease works. `tell`: of a promotion."""
 
     def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        clock: Clock,
-        artifacts: ArtifactStore,
-        announce: Announce = nobody,
+        self, database: Database, settings: Settings, clock: Clock, artifacts: ArtifactStore, tell: Announce = nobody
     ) -> None:
-        """announce: tells the replicas of a promotion."""
         self._database = database
         self._settings = settings
         self._clock = clock
         self._artifacts = artifacts
-        self._announce = announce
+        self._tell = tell
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
@@ -238,7 +232,7 @@ class Updater:
             expected_revision=serving.pointer.revision if serving else None,
         )
         if moved is not None:
-            self._announce(Change.POINTER)
+            self._tell(Change.POINTER)
 
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate
