@@ -77,7 +77,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
     artifacts = open_artifacts(settings)
     prompt = database.within(settings.database_answer_timeout.total_seconds())  # for what a request waits for
     catalogue = CatalogueFollower(database, settings.poll_interval)
-    # Made here, called later: what the bus hears and what it has to tell are of parts that are made with its caches.
+    # First, for the parts below are given its caches; what it calls in its turn is called once all are there.
     shared = make_shared(
         settings,
         {Change.POINTER: lambda: activation.notify(), Change.CATALOGUE: catalogue.notify},

@@ -56,22 +56,16 @@ log = structlog.get_logger(__name__)
 
 
 class Updater:
-    """One process's updater. `tick` does whatever is due; only the holder of the lease works."""
+    """One process's updater. `tick` does what is due; only the holder of the lease works. `tell`: of a promotion."""
 
     def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        clock: Clock,
-        artifacts: ArtifactStore,
-        announce: Announce = nobody,
+        self, database: Database, settings: Settings, clock: Clock, artifacts: ArtifactStore, tell: Announce = nobody
     ) -> None:
-        """announce: tells the replicas of a promotion."""
         self._database = database
         self._settings = settings
         self._clock = clock
         self._artifacts = artifacts
-        self._announce = announce
+        self._tell = tell
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
@@ -254,7 +248,7 @@ class Updater:
             expected_revision=serving.pointer.revision if serving else None,
         )
         if moved is not None:
-            self._announce(Change.POINTER)
+            self._tell(Change.POINTER)
         if (kept := kept_training(self._settings, KEPT, "")) is not None:
             kept.clear()
         if candidate is not None and self._settings.artifacts_collect:

@@ -67,9 +67,9 @@ class PopularityFollower:
         index, counted = self._index(), self._counted
         if grown or counted is None or not index.numbered_like(counted[0]) or len(index.items) > len(counted[1]):
             self._count(index)
-        if grown and self._shared is not None and (state := self._popularity.state()) is not None:
-            assert self._from_nothing_at is not None  # noqa: S101  # set by _begin
-            self._shared.share(Counts(self._through_seq, self._from_nothing_at, *state))
+        if grown and self._shared is not None and self._shared.due():
+            if (state := self._popularity.state()) is not None and self._from_nothing_at is not None:
+                self._shared.share(Counts(self._through_seq, self._from_nothing_at, *state))
 
     def _begin(self) -> bool:
         """Go on from what is shared, when there is something; whether there was."""

@@ -52,6 +52,7 @@ class SharedCounts:
     ) -> None:
         """every: replicas share no more often, all of them together."""
         self._link, self._every = link, every
+        self._shared_at = float("-inf")
         what = orjson.dumps([half_life.total_seconds(), sorted(ignored_types)])
         self._name = hashlib.blake2b(what, digest_size=8).hexdigest()  # other settings count otherwise
 
@@ -74,8 +75,13 @@ class SharedCounts:
         log.info("popularity_continued", through_seq=counts.through_seq, items=len(counts.weights))
         return counts
 
+    def due(self) -> bool:
+        """Whether it is worth the while to gather counts for `share`."""
+        return time.monotonic() - self._shared_at >= self._every.total_seconds()
+
     def share(self, counts: Counts) -> None:
         """Leave these for others, unless somebody did so a moment ago."""
+        self._shared_at = time.monotonic()
         try:
             self._link.run(lambda client: self._write(client, counts), patient=True)
         except RedisAway as error:
