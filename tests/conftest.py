@@ -162,8 +162,13 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    """Development settings over this test's store and an empty HOME."""
-    return Settings(home=tmp_path / "home", database_url=database_url, log_level="WARNING")
+    """Development settings over this test's store and an empty HOME; patient with a busy machine's disk."""
+    return Settings(
+        home=tmp_path / "home",
+        database_url=database_url,
+        log_level="WARNING",
+        database_answer_timeout=timedelta(seconds=10),
+    )
 
 
 @pytest.fixture

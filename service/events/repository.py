@@ -72,7 +72,7 @@ class PopularityKey:
 def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Insert those whose event_id is not known yet, numbered in their order; returns the ids of exactly those.
 
-    rows: every column but seq and the body's hash (hex), no event_id twice.
+    rows: every column but seq, and the body's hash (hex); no event_id twice.
     """
     if not rows:
         return set()
@@ -93,20 +93,10 @@ def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set
 
 def _as_copied(row: Mapping[str, Any]) -> list[Any]:
     # Times as text: the driver takes far longer over a datetime.
-    properties = row["properties"]
-    return [
-        row["event_id"],
-        row["body_hash"],
-        row["user_id"],
-        row["item_id"],
-        row["event_type"],
-        row["occurred_at"].isoformat(),
-        row["received_at"].isoformat(),
-        row["value"],
-        row["recommendation_id"],
-        row["position"],
-        None if properties is None else orjson.dumps(properties).decode(),
-    ]
+    times = {name: row[name].isoformat() for name in ("occurred_at", "received_at")}
+    properties = None if row["properties"] is None else orjson.dumps(row["properties"]).decode()
+    values = {**row, **times, "properties": properties}
+    return [values[name] for name in _GIVEN_COLUMNS]
 
 
 def hashes(connection: Connection, ids: Collection[str]) -> dict[str, str]:

@@ -30,18 +30,20 @@ SETTINGS = {
     "ADAPTIDE_LEARNING_RATE_UPDATE": "0.01",
     "ADAPTIDE_GATE_TOLERANCE": "1",
     "ADAPTIDE_LOG_LEVEL": "INFO",
+    "ADAPTIDE_DATABASE_ANSWER_TIMEOUT": "5",  # a busy machine's disk
     "OMP_NUM_THREADS": "1",
     "PYTHONFAULTHANDLER": "1",  # a child that hangs is made to say where
 }
 
 
 class Stage:
-    """Starts commands over one HOME, as a newcomer does; says what they logged when something goes wrong."""
+    """Starts commands over one HOME and store, as a newcomer does; says what they logged when something goes wrong."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database_url: str) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
-        self.environment = kept | SETTINGS | {"ADAPTIDE_HOME": str(folder / "home")}
+        own = {"ADAPTIDE_HOME": str(folder / "home"), "ADAPTIDE_DATABASE_URL": database_url}
+        self.environment = kept | SETTINGS | own
         self.children: list[tuple[subprocess.Popen[str], Path]] = []
 
     def run(self, *arguments: str) -> str:
@@ -135,8 +137,8 @@ class Asker:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path)
+def stage(tmp_path: Path, database_url: str) -> Iterator[Stage]:
+    made = Stage(tmp_path, database_url)
     yield made
     made.end()
 
