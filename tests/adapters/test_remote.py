@@ -219,7 +219,7 @@ def test_an_artifact_larger_than_the_cache_is_refused_before_it_is_fetched(
 
 def test_a_bucket_that_does_not_exist_is_named(bucket: Path, tmp_path: Path) -> None:
     missing = opened(tmp_path, artifacts_url="s3://nowhere/x")
-    with pytest.raises(ConfigurationError, match="ADAPTIDE_ARTIFACTS_URL.*bucket nowhere does not exist"):
+    with pytest.raises(ConfigurationError, match=r"ADAPTIDE_ARTIFACTS_URL.*bucket nowhere does not exist"):
         require_writable(missing)
     with pytest.raises(ArtifactUnreachable, match="nowhere does not exist"):
         missing.publish_base(base_folder(tmp_path / "b"), {})

@@ -1,4 +1,4 @@
-"""An operator sees what each replica serves; a replica that stops is gone, one that was killed is late, then forgotten."""
+"""An operator sees what each replica serves; one that stops is gone, one that was killed is late, then forgotten."""
 
 import time
 from datetime import timedelta
