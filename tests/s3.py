@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REQUIRE_SERVICES
+
 KEY, SECRET = "AKIATESTSTESTSTESTS", "a-secret-that-no-log-may-show"
 
 
@@ -81,7 +83,7 @@ def use(patch: pytest.MonkeyPatch, url: str, *, secret: str = SECRET) -> None:
 def serving(data: Path) -> Iterator[S3Server]:
     """The server until the block ends. Skips without its package."""
     if shutil.which("nanio", path=str(Path(sys.executable).parent)) is None:
-        pytest.skip("the S3 server is not installed: pip install nanio")
+        (pytest.fail if REQUIRE_SERVICES else pytest.skip)("the S3 server is not installed: pip install nanio")
     server = S3Server(data)
     try:
         yield server
