@@ -47,7 +47,7 @@ class Home:
         migrate.upgrade(self.database)
 
     def copied(self, target: Path) -> Path:
-        """A copy of the home. Closed meanwhile: to open SQLite's files a second time would lose this process's locks."""
+        """A copy of the home, closed meanwhile: SQLite's files opened a second time would lose this process's locks."""
         self.database.close()
         shutil.copytree(self.path, target)
         self.database = Database(f"sqlite:///{self.path / 'adaptide.db'}")
