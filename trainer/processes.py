@@ -35,8 +35,8 @@ from trainer.group import Group
 from trainer.progress import Report, silent
 
 T = TypeVar("T")
-START = 300.0
-"""Seconds that a process may take to start: torch and transformers from a cold disk."""
+START = 900.0
+"""Seconds that a process may take to start: torch and transformers from a cold disk, on a machine with other work."""
 LAST_WORDS = 2.0
 """Seconds in which ranks that fail after another may say so too."""
 

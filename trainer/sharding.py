@@ -45,6 +45,7 @@ def shard(backbone: Backbone, group: "Group") -> None:
                 buffers._buffers[name] = buffer.to(group.device)
     for module in (decoder, *blocks):
         module.set_gradient_divide_factor(1.0)  # sums, no means
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no sum that scales first
 
 
 def is_sharded(tensor: Tensor) -> bool:

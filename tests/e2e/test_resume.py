@@ -31,7 +31,7 @@ LEARNING = {
     "ADAPTIDE_UPDATE_BATCH_SIZE": "4",
     "ADAPTIDE_EMBEDDING_DROPOUT": "0.1",
     "ADAPTIDE_CHECKPOINT_INTERVAL": "0.05",
-    "ADAPTIDE_LEASE_DURATION": "2",
+    "ADAPTIDE_LEASE_DURATION": "10",
     "ADAPTIDE_WINDOW_MIN_EVENTS": "5",
     "ADAPTIDE_WINDOW_MAX_EVENTS": str(6 * worlds.USERS),
 }
@@ -47,7 +47,7 @@ class Home:
         migrate.upgrade(self.database)
 
     def copied(self, target: Path) -> Path:
-        """A copy of the home. Closed meanwhile: opening SQLite's files a second time loses this process's locks."""
+        """A copy of the home, closed meanwhile: SQLite's files opened a second time would lose this process's locks."""
         self.database.close()
         shutil.copytree(self.path, target)
         self.database = Database(f"sqlite:///{self.path / 'adaptide.db'}")
