@@ -71,6 +71,12 @@ def test_prometheus_takes_its_configuration_and_the_alerts() -> None:
     run("promtool", "check", "config", DOCKER / "prometheus" / "prometheus.yml", cheap=False)
 
 
+def test_alerts_fire_for_what_they_are_about(tmp_path: Path) -> None:
+    shutil.copy(ALERTS, tmp_path)
+    shutil.copy(Path(__file__).with_name("alerts_test.yml"), tmp_path)
+    run("promtool", "test", "rules", tmp_path / "alerts_test.yml", cheap=False)
+
+
 def test_prometheus_understands_every_query_of_the_dashboard(tmp_path: Path) -> None:
     queries = [query.replace("$__rate_interval", "1m") for query in dashboard_queries()]
     rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]

@@ -45,9 +45,11 @@ class Container:
         self.children: list[subprocess.Popen[bytes]] = []
 
     def moved(self, text: str) -> str:
+        if text.startswith("/tmp/"):  # noqa: S108  # the image's
+            return f"{self.root}{text}"
         for inside in (VENV, HOME, CHECK):
             text = text.replace(inside, f"{self.root}{inside}")
-        return text.replace("/tmp/", f"{self.root}/tmp/")  # noqa: S108  # the image's
+        return text
 
     def line(self, *command: str) -> list[str]:
         return [*self.stage.words("ENTRYPOINT"), *command]
@@ -165,7 +167,8 @@ def test_what_the_images_install_migrates_serves_learns_and_stops(root: Path, st
             _until(lambda: _strategy(client) == "personalised", service)
         for child in started:
             child.send_signal(signal.SIGTERM)
-        assert [child.wait(30) for child in started] == [0, 0], service.log()
+        # how soon is tests.e2e's to hold, on processes that have the machine to themselves
+        assert [child.wait(120) for child in started] == [0, 0], service.log()
     finally:
         service.end()
         trainer.end()
