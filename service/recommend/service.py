@@ -94,7 +94,7 @@ class Recommender:
             past, store_failed = await self._past(request, due)
         latest = past.latest if request.history is None else tuple(request.history)
         history = index.rows(latest)
-        excluded = self._excluded(request, past, latest, index)
+        excluded = self._excluded(request, past, history, index)
         prompt = index.with_codes(history)[-self._settings.history_items :]
         ranked = await self._rank(request.limit, index, latest, prompt, excluded, store_failed, due)
         reply = self._reply(request, index, ranked, prompt)
@@ -113,18 +113,16 @@ class Recommender:
             log.warning("history_unavailable", error=str(error) or type(error).__name__)
             return NOBODY, True
 
-    def _excluded(
-        self, request: RecommendationRequest, past: UserPast, latest: tuple[str, ...], index: CatalogueIndex
-    ) -> Int64:
-        """Rows that must not be recommended, unique, rising."""
+    def _excluded(self, request: RecommendationRequest, past: UserPast, history: Int64, index: CatalogueIndex) -> Int64:
+        """Rows that must not be recommended, in any order, some more than once. history: rows of the latest items."""
         parts = [index.rows(request.exclude_item_ids)]
         if not request.include_seen:
-            parts += [index.rows(past.seen), index.rows(latest)]
+            parts += [index.rows(past.seen), history]
         if request.filters.category is not None:
             wanted = np.zeros(len(index.items), dtype=np.bool_)
             wanted[index.rows_by_category.get(request.filters.category.casefold(), np.empty(0, np.int64))] = True
             parts.append(np.flatnonzero(~wanted))
-        return np.unique(np.concatenate(parts))
+        return np.concatenate(parts)
 
     async def _rank(
         self,
