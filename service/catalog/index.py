@@ -175,9 +175,9 @@ class CatalogueIndex:
 
     def rows(self, item_ids: Iterable[str]) -> Int64:
         """int64: rows of the known ids among `item_ids`, in their order."""
-        row_of = self._numbering
-        found = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
-        return found[(found >= 0) & (found < len(self.items))]
+        row_of, count = self._numbering, len(self.items)
+        found = [row for item_id in item_ids if (row := row_of.get(item_id, count)) < count]
+        return np.array(found, dtype=np.int64)
 
     def with_codes(self, rows: Int64) -> Int64:
         """Those of `rows` that have codes, in their order."""

@@ -100,7 +100,7 @@ class Database:
     def write(self, *, patient: bool = False, flushed: bool = True) -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises (BEGIN IMMEDIATE on SQLite).
 
-        patient: as for `read`. Not flushed: committed like any other, and the end of any process leaves it be, but the
+        patient: as for `read`. Not flushed: committed like any other, and the end of this process leaves it be, but the
         disk has it only with the next flushed one. A power cut before that undoes it; never while something written
         later stays (docs/decisions/0024). Raises StoreUnavailable when the store cannot be reached or stays locked.
         """

@@ -28,9 +28,10 @@ def rank_leaves(generated: Generated, trie: Trie, popularity: Float64, excluded:
     rows: list[int] = []
     scores: list[float] = []
     hidden = set(excluded.tolist())
-    for leaf, score in zip(generated.leaves.tolist(), generated.scores.tolist(), strict=True):
-        own = trie.rows_of(leaf)
-        if len(own) > 1:
+    starts, ends = (trie.row_start[generated.leaves + after].tolist() for after in (0, 1))
+    for start, end, score in zip(starts, ends, generated.scores.tolist(), strict=True):
+        own = trie.rows[start:end]
+        if end - start > 1:
             own = own[np.lexsort((own, -popularity[own]))]
         live = [row for row in own.tolist() if row not in hidden]
         rows += live

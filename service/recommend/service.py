@@ -107,9 +107,10 @@ class Recommender:
             past, store_failed = await self._past(request, due)
             latest = past.latest if request.history is None else tuple(request.history)
             question, kept = await self._kept(request, past, latest, index, store_failed, due)
-        prompt = index.with_codes(index.rows(latest))[-self._settings.history_items :]
+        history = index.rows(latest)
+        prompt = index.with_codes(history)[-self._settings.history_items :]
         if (ranked := kept) is None:
-            excluded = self._excluded(request, past, latest, index)
+            excluded = self._excluded(request, past, history, index)
             ranked = await self._rank(request.limit, index, latest, prompt, excluded, store_failed, due)
             self._keep(question, index, ranked)
         reply = self._reply(request, index, ranked, prompt)
@@ -161,18 +162,16 @@ class Recommender:
         scores = tuple(ranked.rows.scores.tolist())
         self._answers.keep(question, KeptAnswer(item_ids, scores, ranked.base_id, ranked.adapter_version))
 
-    def _excluded(
-        self, request: RecommendationRequest, past: UserPast, latest: tuple[str, ...], index: CatalogueIndex
-    ) -> Int64:
-        """Rows that must not be recommended, unique, rising."""
+    def _excluded(self, request: RecommendationRequest, past: UserPast, history: Int64, index: CatalogueIndex) -> Int64:
+        """Rows that must not be recommended, in any order, some more than once. history: rows of the latest items."""
         parts = [index.rows(request.exclude_item_ids)]
         if not request.include_seen:
-            parts += [index.rows(past.seen), index.rows(latest)]
+            parts += [index.rows(past.seen), history]
         if request.filters.category is not None:
             wanted = np.zeros(len(index.items), dtype=np.bool_)
             wanted[index.rows_by_category.get(request.filters.category.casefold(), np.empty(0, np.int64))] = True
             parts.append(np.flatnonzero(~wanted))
-        return np.unique(np.concatenate(parts))
+        return np.concatenate(parts)
 
     async def _rank(
         self,
