@@ -85,10 +85,9 @@ class VllmBase:
         """Takes seconds on a CPU, up to minutes on a GPU. Raises ArtifactError when vLLM refuses the base."""
         self.base_id = base.base_id
         self.prompt = _prompt_of(base)
-        self.models = 0
-        """Models in service that compute here."""
+        self.models = 0  # in service that compute here
         self._dimensions = base.dimensions
-        self._rank = _rank(options.max_lora_rank)
+        self._rank = next(rank for rank in RANKS if rank >= options.max_lora_rank)
         self._longest = self.prompt.length(options.history_items) + LEVELS
         self._engine = _start(base, options, self._longest, self._rank)
         self._params = [self._one_token(level) for level in range(LEVELS)]
@@ -115,21 +114,23 @@ class VllmBase:
             }
             (folder / "adapter_config.json").write_bytes(orjson.dumps(config))
             (folder / "adapter_model.safetensors").write_bytes(save(dict(adapter.tensors)))
-            added = self._engine.add_lora(request)
+            if not self._engine.add_lora(request):
+                raise RuntimeError("its log says why")
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise  # a full disk is not the adapter's fault
         except Exception as error:
-            self._forget(LoadedAdapter(request, folder))
+            self.remove(LoadedAdapter(request, folder))
             raise ArtifactError(f"vLLM refuses adapter {adapter.version}: {error}") from error
-        if not added:
-            self._forget(LoadedAdapter(request, folder))
-            raise ArtifactError(f"vLLM did not load adapter {adapter.version}; its log says why")
         return LoadedAdapter(request, folder)
 
     def remove(self, loaded: LoadedAdapter) -> None:
         """Free an adapter. It was loaded here, and nothing asks about it any more."""
-        self._forget(loaded)
+        try:
+            if loaded.request.lora_int_id in self._engine.list_loras():
+                self._engine.remove_lora(loaded.request.lora_int_id)
+        finally:
+            shutil.rmtree(loaded.folder, ignore_errors=True)
 
     def level_scores(
         self, prompts: Sequence[list[int]], level: int, loaded: LoadedAdapter | None
@@ -220,13 +221,6 @@ class VllmBase:
                 )
         return rank
 
-    def _forget(self, loaded: LoadedAdapter) -> None:
-        try:
-            if loaded.request.lora_int_id in self._engine.list_loras():
-                self._engine.remove_lora(loaded.request.lora_int_id)
-        finally:
-            shutil.rmtree(loaded.folder, ignore_errors=True)
-
 
 def _prompt_of(base: "VerifiedBase") -> Prompt:
     prompt = load_prompt(base.path / "model")
@@ -237,11 +231,6 @@ def _prompt_of(base: "VerifiedBase") -> Prompt:
             f"base {base.base_id} has no rows for the {LEVELS * CODES} semantic-ID tokens; build it again"
         )
     return prompt
-
-
-def _rank(wanted: int) -> int:
-    """The least rank that vLLM can reserve room for and that is no smaller."""
-    return next(rank for rank in RANKS if rank >= wanted)
 
 
 def _set_environment() -> None:
