@@ -162,7 +162,7 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> Database:
     return Database(f"sqlite:///{tmp_path / 'store.db'}")
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, min_size=8, max_size=30))
 def test_every_hit_holds_every_acknowledged_event(
     steps: list[tuple[str, int, int]], store: Database, link: RedisLink, clock: SetClock, client_of_redis: Redis
