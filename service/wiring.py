@@ -167,7 +167,8 @@ def _open_codec(database: Database, artifacts: ArtifactStore, base_id: str) -> C
         base = adapters.find_base(connection, base_id)
     if base is None:
         raise ArtifactError(f"base {base_id} is active but not registered; restore the database or build a base")
-    return load_codec(artifacts.open_base(base_id, base.digest).path / "codec")
+    opened = artifacts.open_base(base_id, base.digest)  # named: its folder is there for as long as it lives
+    return load_codec(opened.path / "codec")
 
 
 def _engine_check(activation: Activation) -> Check:

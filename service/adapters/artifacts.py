@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from service.adapters import contents
 from service.adapters import manifest as manifests
+from service.adapters.folder import check_folder, measure_folder
 from service.adapters.lora import Dimensions
 from service.adapters.manifest import MANIFEST, Kind, Manifest
 from service.adapters.remote import RemoteShelf
 from service.errors import ArtifactError
-from service.kit.files import newest_write, publish_folder, set_aside, stale_staging
+from service.kit.files import publish_folder, set_aside, stale_staging
 
 log = structlog.get_logger(__name__)
-
 T = TypeVar("T")
 BASES, ADAPTERS = "bases", "adapters"
 NAMES = {BASES: contents.BASE_ID, ADAPTERS: contents.VERSION}
@@ -158,8 +158,8 @@ class ArtifactStore:
         with _about("the place of artifacts"):
             if self.remote is not None:
                 self.remote.check(write=write)
-            elif self.root.exists() and not self.root.is_dir():
-                raise ArtifactError(f"{self.root} is not a folder; set ADAPTIDE_ARTIFACTS_URL")
+            else:
+                check_folder(self.root, write=write)
 
     def names(self, room: str) -> list[str]:
         """Every name in a room (BASES or ADAPTERS) that could be an artifact's, whole or not."""
@@ -176,10 +176,7 @@ class ArtifactStore:
         with _about(name):
             if self.remote is not None:
                 return self.remote.measure(room, name)
-            path = self._inside(room, name)
-            sizes = manifests.list_files(path)
-            written = (path / MANIFEST).stat().st_mtime if MANIFEST in sizes else newest_write(path)
-            return sum(sizes.values()), datetime.fromtimestamp(written, UTC)
+            return measure_folder(self._inside(room, name))
 
     def remove(self, room: str, name: str) -> None:
         """Delete an artifact. It is gone at once and whole; what an interruption leaves is no artifact any more."""

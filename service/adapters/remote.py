@@ -131,7 +131,7 @@ class RemoteShelf:
     def _check_listing(self, room: str, name: str, manifest: Manifest) -> None:
         with _told():
             found = {entry.name: entry.size for entry in self.objects.entries(f"{room}/{name}", _MOST_OBJECTS)}
-        # What is not listed in the manifest is never fetched, so it may lie there (some stores show writes that go on).
+        # What the manifest does not list is never fetched, so it may lie there (some stores show writes in progress).
         contents.check_sizes({file: size for file, size in found.items() if file in manifest.files}, manifest)
 
     def _fetch(self, path: str, file: str, entry: FileEntry, target: Path) -> None:
