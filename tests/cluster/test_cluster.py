@@ -8,8 +8,8 @@ import pytest
 
 from service.windows.repository import Window
 from tests import worlds
-from tests.replicas.cluster import DRAIN_S, LEASE_S, REPLICAS, Cluster, Process
-from tests.replicas.traffic import Referee, Traffic
+from tests.cluster.cluster import DRAIN_S, LEASE_S, REPLICAS, Cluster, Process
+from tests.cluster.traffic import Referee, Traffic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.timeout(600)]
 
