@@ -1,6 +1,6 @@
 """Starts many `adaptide` processes for the price of one: what they all import is imported once, then they are forked.
 
-`python -m tests.replicas.nursery` reads orders from its input, one JSON a line: {"arguments", "environment", "log"}. It
+`python -m tests.cluster.nursery` reads orders from its input, one JSON a line: {"arguments", "environment", "log"}. It
 answers with {"pid"}, and with {"pid", "status"} when one has ended. When its input ends, it kills what is left.
 """
 
@@ -21,7 +21,7 @@ class Nursery:
     def __init__(self, log: Path) -> None:
         with log.open("wb") as output:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "tests.replicas.nursery"],
+                [sys.executable, "-m", "tests.cluster.nursery"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

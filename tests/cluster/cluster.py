@@ -22,9 +22,9 @@ from service.kit.leases import leases
 from service.windows.repository import Window
 from service.windows.service import UPDATER_LEASE, read_window
 from tests import worlds
+from tests.cluster.names import Names
+from tests.cluster.nursery import Nursery
 from tests.conftest import POSTGRES_URL, _server
-from tests.replicas.names import Names
-from tests.replicas.nursery import Nursery
 
 T = TypeVar("T")
 

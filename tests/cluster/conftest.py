@@ -24,9 +24,9 @@ from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.settings import Settings
 from tests.built import BuiltWorld
+from tests.cluster.cluster import REPLICAS, Cluster
+from tests.cluster.traffic import Referee
 from tests.conftest import REQUIRE_SERVICES, PostgresStore
-from tests.replicas.cluster import REPLICAS, Cluster
-from tests.replicas.traffic import Referee
 from trainer.lora import save_adapter
 
 
