@@ -75,7 +75,7 @@ def latest_items(connection: Connection, user_id: str, limit: int, ignored_types
 
 
 @lru_cache(maxsize=8)
-def _latest_items(ignored_types: frozenset[str]) -> sa.Select[tuple[str]]:
+def _latest_items(ignored_types: frozenset[str]) -> sa.Select[str]:
     """Made once: every recommendation runs it, and making it takes four times as long as running it."""
     return (
         sa.select(events.c.item_id)
