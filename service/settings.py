@@ -1,4 +1,4 @@
-"""The one settings object; `python -m service.settings` prints its table.
+"""The one settings object; `python -m service.settings` prints its table. Long because it is the only one.
 
 A field is `ADAPTIDE_` + its name in capitals; an unknown ADAPTIDE_ variable is an error.
 """

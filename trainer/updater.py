@@ -1,4 +1,4 @@
-"""The one update path: seal -> claim -> fit -> evaluate -> gate -> publish -> promote (DESIGN.md, idea 1)."""
+"""The one update path: seal -> claim -> fit -> evaluate -> gate -> publish -> promote, whole in one place, so long."""
 
 import os
 import socket

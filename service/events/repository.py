@@ -1,4 +1,4 @@
-"""SQL of events."""
+"""SQL of events. Long because both databases say some of it in their own words."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
