@@ -87,12 +87,12 @@ class Together:
                 for rank in range(self.processes):
                     own, other = context.Pipe()
                     process = context.Process(
-                        target=_rank, args=(self, rank, Path(folder) / "meet", other, work), daemon=True
+                        target=_rank, args=(self, rank, Path(folder) / "meet", other), daemon=True
                     )
                     process.start()
                     other.close()
                     ranks.append((process, own))
-                result = self._watch(ranks, report)
+                result = self._watch(ranks, work, report)
                 for ended, _ in ranks:
                     ended.join(self.timeout.total_seconds())
                 return pickle.loads(result)  # type: ignore[no-any-return]  # noqa: S301  # from our own child's pipe
@@ -102,8 +102,8 @@ class Together:
                     left.join()
                     pipe.close()
 
-    def _watch(self, ranks: Sequence[tuple[BaseProcess, Connection]], report: Report) -> bytes:
-        """Until rank 0's result has come."""
+    def _watch(self, ranks: Sequence[tuple[BaseProcess, Connection]], work: bytes, report: Report) -> bytes:
+        """Hand out the work, start all at once, and wait until rank 0's result has come."""
         waiting, ready = {own: rank for rank, (_, own) in enumerate(ranks)}, set[int]()
         last, said = time.monotonic(), ("training processes", 0, len(ranks))
         limit = START
@@ -117,12 +117,16 @@ class Together:
                 except (EOFError, OSError):
                     raise self._failure(ranks, waiting, {}) from None
                 last = time.monotonic()
-                if kind == "ready":
+                if kind == "started":  # not earlier: a pipe holds little, and whoever fills it waits
+                    with suppress(OSError):  # it is gone: the next look says so
+                        own.send_bytes(work)
+                elif kind == "ready":
                     ready.add(rank)
                     if len(ready) == len(ranks):
                         limit = 2 * self.timeout.total_seconds()  # the ranks' own calls to each other end before
                         for _, each in ranks:
-                            each.send("go")
+                            with suppress(OSError):
+                                each.send("go")
                 elif kind == "progress":
                     said = rest[0], rest[1], rest[2]
                 elif kind == "failed":
@@ -167,13 +171,14 @@ class Together:
         )
 
 
-def _rank(together: Together, rank: int, meeting: Path, leader: Connection, work: bytes) -> None:
+def _rank(together: Together, rank: int, meeting: Path, leader: Connection) -> None:
     """A rank's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the leader says what it means
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     configure_logging(together.log_level)
     try:
-        job, arguments = pickle.loads(work)  # noqa: S301  # from our own parent's pipe
+        leader.send(("started",))
+        job, arguments = pickle.loads(leader.recv_bytes())  # noqa: S301  # from our own parent's pipe
         leader.send(("ready",))
         if leader.recv() != "go":
             return
