@@ -68,7 +68,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    stage = Stage(tmp_path)
+    stage = Stage(tmp_path, f"sqlite:///{tmp_path / 'home' / 'adaptide.db'}")
     stage.environment |= LEARNING
     home = Home(tmp_path, stage)
     yield home
@@ -79,7 +79,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 def settings_of(home: Home, path: Path) -> Settings:
     """Those of the stage's processes, for the same work in this one."""
     given = {n.removeprefix("ADAPTIDE_").lower(): v for n, v in home.stage.environment.items() if "ADAPTIDE_" in n}
-    return Settings(**(given | {"home": path}))
+    return Settings(**(given | {"home": path, "database_url": f"sqlite:///{path / 'adaptide.db'}"}))
 
 
 def test_an_updater_that_was_killed_goes_on_to_the_same_adapter(
@@ -108,7 +108,7 @@ def test_an_updater_that_was_killed_goes_on_to_the_same_adapter(
     assert in_one_go is not None
     window = home.window()
     assert (window.attempts, window.verdict) == (2, WindowState.PROMOTED)
-    assert f'"step": {after}' in stage.children[-1][1].read_text()  # of training_resumed
+    assert f'"step":{after},' in stage.children[-1][1].read_text()  # of training_resumed
     assert window.candidate_version == in_one_go.candidate_version
     assert not (home.path / "checkpoints" / "window").exists()
 
