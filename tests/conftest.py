@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,12 @@ from service.tables import metadata
 
 if TYPE_CHECKING:
     from tests.built import BuiltWorld
+
+with suppress(ModuleNotFoundError):  # the environment of the vLLM tests has no Hypothesis
+    from hypothesis import settings as properties
+
+    properties.register_profile("adaptide", deadline=None)  # no test judges how fast this machine is
+    properties.load_profile("adaptide")
 
 POSTGRES_URL = os.environ.get("ADAPTIDE_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
 REQUIRE_SERVICES = os.environ.get("ADAPTIDE_TEST_REQUIRE_SERVICES") == "1"
