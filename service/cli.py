@@ -1,5 +1,6 @@
 """The commands of the online half: serve, db, keys. `app` is mounted by trainer.cli; `run` ends either of them."""
 
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ app.add_typer(db, name="db")
 app.add_typer(keys, name="keys")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+KeyId = Annotated[str, typer.Argument(help="The part of the key between the underscores.")]
 # The computing thread takes the interpreter's lock at every operation; by default it may wait 5 ms for it each time.
 SWITCH_S = 0.0005
 
@@ -84,8 +86,10 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.http.door import door
     from service.http.server import DrainingServer
 
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # until the server takes over
     given = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level)
@@ -93,14 +97,26 @@ def serve(
         pass  # a wrong schema is said in one line here; the application checks again when it starts
     app = create_app(settings)  # before the port: a wrong setting is said in one line, too
     listener = bind(settings.host, settings.port)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
-    server = DrainingServer(config, app.state.services.readiness.drain, settings.drain)
+    services = app.state.services
+    config = uvicorn.Config(
+        app,
+        http=door(services.houses, lambda: services.readiness.draining),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips=settings.trusted_proxies,
+    )
+    server = DrainingServer(config, services.readiness.drain, settings.drain)
     sys.setswitchinterval(SWITCH_S)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    typer.echo(f"Adaptide listens on http://{shown}:{listener.getsockname()[1]} (API documentation: /docs)")
-    # uvicorn stops gracefully and then raises the signal again, which would end the process with its status.
+    about = "dashboard: /dashboard" + (", API documentation: /docs" if settings.serves_docs else "")
+    typer.echo(f"Adaptide listens on http://{shown}:{listener.getsockname()[1]} ({about})")
+    # uvicorn stops gracefully and then raises the signal again, which would end the process with its status. What comes
+    # before it listens to signals, it finds out when it has started.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
+        signal.signal(number, lambda _number, _frame: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the service could not start; the log above says why")
@@ -181,17 +197,41 @@ def list_keys(as_json: Json = False) -> None:
     if as_json:
         print_json({"keys": found})
         return
-    table = Table("key", "name", "scopes", "created", "expires", "revoked", "last used", box=None)
+    table = Table("key", "name", "scopes", "created", "expires", "revoked", "last used", "replaced by", box=None)
     for key in found:
         stamps = (key[n] for n in ("created_at", "expires_at", "revoked_at", "last_used_at"))
         shown = (stamp.strftime("%Y-%m-%d %H:%M") if stamp else "-" for stamp in stamps)
-        table.add_row(key["key_id"], key["name"], " ".join(key["scopes"]), *shown)
+        table.add_row(key["key_id"], key["name"], " ".join(key["scopes"]), *shown, key["replaced_by"] or "-")
     Console().print(table)
 
 
 @keys.command()
+def rotate(
+    key_id: KeyId,
+    grace: Annotated[str, typer.Option(help="How long the old key stays good, such as 30m, 1h, 7d or 0.")] = "1h",
+    expires_in_days: Annotated[
+        int | None, typer.Option(min=1, max=3650, help="Of the new key; as long as the old one's unless given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key that takes another's place, with its name and scopes. It is shown once."""
+    expires_in = timedelta(days=expires_in_days) if expires_in_days else None
+    with opened(load_settings()) as database:
+        access = AccessService(database, utc_now)
+        created = access.rotate(key_id, actor="cli", grace=parse_duration(grace), expires_in=expires_in)
+        old = access.find(key_id)
+    if as_json:
+        print_json(_key(created.key) | {"token": created.token, "replaces": _key(old)})
+    else:
+        typer.echo(created.token)
+        typer.echo("Keep it: it cannot be shown again.", err=True)
+        typer.echo(f"{key_id} is refused from {old.expires_at:%Y-%m-%d %H:%M:%S} UTC on.", err=True)
+
+
+@keys.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="The part of the key between the underscores.")], as_json: Json = False
+    key_id: KeyId,
+    as_json: Json = False,
 ) -> None:
     """Refuse a key from now on (within 5 seconds everywhere)."""
     with opened(load_settings()) as database:
@@ -211,6 +251,15 @@ def parse_scopes(given: list[str]) -> frozenset[Scope]:
         raise InvalidRequest(f"{error}; the scopes are {', '.join(Scope)}") from error
 
 
+def parse_duration(given: str) -> timedelta:
+    """`90s`, `30m`, `1h`, `7d` or `0`. Raises InvalidRequest for anything else."""
+    found = re.fullmatch(r"(\d{1,7})([smhd])|0", given.strip().lower())
+    if found is None:
+        raise InvalidRequest(f"{given!r} is no duration; write a number and s, m, h or d, such as 1h")
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    return timedelta(**{units[found[2]]: int(found[1])}) if found[2] else timedelta(0)
+
+
 def _key(key: ApiKey) -> dict[str, Any]:
     return {
         "key_id": key.key_id,
@@ -220,6 +269,7 @@ def _key(key: ApiKey) -> dict[str, Any]:
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
         "last_used_at": key.last_used_at,
+        "replaced_by": key.replaced_by,
     }
 
 

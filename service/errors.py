@@ -8,17 +8,22 @@ AdaptideError
 ├── NotFound               404    the named resource does not exist
 ├── Conflict               409    the request contradicts the present state
 ├── PreconditionFailed     412    If-Match names a revision that is no longer current
+├── RequestTimeout         408    the body did not come in time
 ├── PayloadTooLarge        413
 ├── InvalidRequest         422    shape or value of the request is wrong
 ├── TooManyRequests        429
 ├── Unavailable            503    the part that answers this is not ready or is shedding load
 ├── LeaseLost                     another process holds the work; nothing was written
+├── LimitExceeded                 an update took more time or memory than it may; nothing was written
 ├── ArtifactError                 a base or adapter failed verification and was not loaded
+│   ├── ArtifactUntrusted         no key that is accepted here signed it; says nothing about its content
 │   └── ArtifactMissing           its folder is not there (wrong or unmounted ARTIFACTS_URL), not damaged
 │       └── ArtifactUnreachable   where it lies does not answer, refuses, or there is no room to fetch it to
 ├── ObjectsError                  objects could not be read, written or listed
-│   └── ObjectMissing             an object is not there
+│   ├── ObjectMissing             an object is not there
+│   └── ObjectsAway               the place does not answer, or refuses
 ├── DatasetError                  a data set or import file cannot be used as it is
+│   └── DatasetCutOff             it ends too early or is damaged inside; what comes before was read
 └── CatalogueError                items cannot be encoded or indexed
 
 Each carries a stable `slug` (the problem type), an HTTP `status` and a `title`; `detail` says what happened and what
@@ -81,6 +86,10 @@ class PreconditionFailed(AdaptideError):
     slug, status, title = "precondition_failed", 412, "The revision has moved on"
 
 
+class RequestTimeout(AdaptideError):
+    slug, status, title = "request_timeout", 408, "The request took too long to arrive"
+
+
 class PayloadTooLarge(AdaptideError):
     slug, status, title = "payload_too_large", 413, "Request body too large"
 
@@ -101,8 +110,16 @@ class LeaseLost(AdaptideError):
     slug, title = "lease_lost", "The lease was lost"
 
 
+class LimitExceeded(AdaptideError):
+    slug, title = "limit_exceeded", "The update took too much"
+
+
 class ArtifactError(AdaptideError):
     slug, title = "artifact_refused", "The artifact was refused"
+
+
+class ArtifactUntrusted(ArtifactError):
+    slug, title = "artifact_untrusted", "The artifact is not signed by a key that is accepted"
 
 
 class ArtifactMissing(ArtifactError):
@@ -121,8 +138,16 @@ class ObjectMissing(ObjectsError):
     slug, title = "object_missing", "The object is not there"
 
 
+class ObjectsAway(ObjectsError):
+    slug, title = "objects_away", "The place of the objects does not answer"
+
+
 class DatasetError(AdaptideError):
     slug, status, title = "dataset_unusable", 422, "The data set cannot be used"
+
+
+class DatasetCutOff(DatasetError):
+    slug, title = "dataset_cut_off", "The file is cut off"
 
 
 class CatalogueError(AdaptideError):

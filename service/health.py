@@ -26,11 +26,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PartState:
-    """How one part is: `state` is one word (ok, unreachable, popular, personalised, ...), `detail` what to do."""
+    """How one part is: `state` is one word (ok, unreachable, popular, personalised, ...), `detail` what to do.
+
+    answers: it is not ready, and recommendations are answered all the same, less well than elsewhere.
+    """
 
     ready: bool
     state: str
     detail: str | None = None
+    answers: bool = False
 
 
 Check = Callable[[], PartState]
@@ -119,11 +123,11 @@ class Readiness:
         for name in names:
             at, state = self._answers.get(name, (0.0, late))
             states[name] = state if now - at <= self._timeout_s + RESULT_SECONDS else late
-        self._started = self._started or (not without and all(state.ready for state in states.values()))
+        self._started = self._started or (not without and all(part.ready or part.answers for part in states.values()))
         return states
 
     async def has_started(self) -> bool:
-        """Whether every part was ready at least once."""
+        """Whether every part was ready at least once, or answers without."""
         if not self._started:
             await self.parts()
         return self._started
@@ -171,18 +175,20 @@ async def live() -> HealthReport:
 async def ready(request: Request, response: Response) -> HealthReport:
     """Whether requests should be sent here, and how each part is."""
     readiness: Readiness = request.app.state.services.readiness
-    return _report(readiness, await readiness.parts(), response)
+    parts = await readiness.parts()
+    return _report(readiness, parts, response, good=all(part.ready for part in parts.values()))
 
 
 @router.get("/health/serving", responses={503: {"model": HealthReport}})
 async def serving(request: Request, response: Response) -> HealthReport:
     """Whether recommendations are answered here, if need be without the store: where to send when nobody is ready."""
     readiness: Readiness = request.app.state.services.readiness
-    return _report(readiness, await readiness.parts(without=STORE_PARTS), response)
+    parts = await readiness.parts(without=STORE_PARTS)
+    return _report(readiness, parts, response, good=all(part.ready or part.answers for part in parts.values()))
 
 
-def _report(readiness: Readiness, parts: Mapping[str, PartState], response: Response) -> HealthReport:
-    good = all(part.ready for part in parts.values()) and not readiness.draining
+def _report(readiness: Readiness, parts: Mapping[str, PartState], response: Response, *, good: bool) -> HealthReport:
+    good = good and not readiness.draining
     if not good:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -193,7 +199,7 @@ def _report(readiness: Readiness, parts: Mapping[str, PartState], response: Resp
 
 @router.get("/health/startup", responses={503: {"model": HealthReport}})
 async def startup(request: Request, response: Response) -> HealthReport:
-    """Whether the process has been ready once."""
+    """Whether the process has been ready once, or has found out that it can answer with popularity alone."""
     if await request.app.state.services.readiness.has_started():
         return HealthReport(status="started")
     response.status_code = 503

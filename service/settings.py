@@ -5,6 +5,7 @@ A field is `ADAPTIDE_` + its name in capitals; an unknown ADAPTIDE_ variable is 
 
 import json
 import os
+import re
 import sys
 from datetime import timedelta
 from enum import StrEnum
@@ -13,11 +14,16 @@ from typing import Annotated, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service import production
 from service.errors import ConfigurationError
+from service.kit import crash_points
 
 PREFIX = "ADAPTIDE_"
+SHORTEST_KEY = 32
+"""Characters of a key to sign with: a signature by a key that can be guessed can be forged elsewhere."""
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
 class Environment(StrEnum):
@@ -49,6 +55,22 @@ class Pooler(StrEnum):
     TRANSACTION = "transaction"
 
 
+class FilterMode(StrEnum):
+    """What happens when a request's filters leave fewer items than are wanted."""
+
+    STRICT = "strict"
+    """The list is shorter."""
+    RELAXED = "relaxed"
+    """Items that do not match fill the places that are left, behind those that do."""
+
+
+class Promote(StrEnum):
+    """What becomes of a candidate that held at the gate."""
+
+    AT_ONCE = "at_once"
+    CANARY = "canary"
+
+
 class GroupBy(StrEnum):
     """What one softmax of the proximal spans (METHODS.md, notation)."""
 
@@ -68,7 +90,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     environment: Environment = Environment.DEVELOPMENT
-    """`production` refuses SQLite-only conveniences and unsafe values."""
+    """`production` refuses to start on defaults, missing or well-known secrets, and names all of them at once."""
     home: Path = Path("~/.adaptide")
     """Folder for the default database, artifacts and downloaded data sets."""
     database_url: SecretStr = SecretStr("")
@@ -92,13 +114,26 @@ class Settings(BaseSettings):
     database_statement_timeout: timedelta = timedelta(minutes=1)
     """PostgreSQL: how long a statement of `serve` may run; 0: for ever. Updates, imports and migrations: no limit."""
     database_answer_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=1.5)
-    """PostgreSQL: a request waits for the store so long; then events get 503, and recommendations do without it."""
+    """PostgreSQL: a request waits for the store so long; then events get 503, and recommendations do without it. On
+    either store, one that writes waits so long for its turn."""
     database_pooler: Pooler = Pooler.NONE
     """`transaction` behind pgbouncer or the like in transaction mode: no prepared statements, no start-up options."""
     event_partition: Annotated[timedelta, Field(ge=timedelta(hours=1))] = timedelta(days=30)
     """PostgreSQL: about how much time one partition of events holds, which is made for a million events at least."""
     event_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = None
-    """Events of finished windows sealed longer ago are removed, as are recommendations so old; empty: never."""
+    """Events of finished windows sealed longer ago are removed; empty: never."""
+    recommendation_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = None
+    """Recommendations made longer ago are removed; empty: as EVENT_RETENTION says."""
+    quality_horizon: Annotated[timedelta | None, Field(ge=timedelta(seconds=1), le=timedelta(days=30))] = timedelta(
+        days=1
+    )
+    """An event is credited to a recommendation made at most so long before (docs/quality.md); empty: nothing is."""
+    quality_lateness: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=7))] = timedelta(hours=1)
+    """So much longer is waited for events that are sent late, before a recommendation is counted."""
+    quality_bucket: Annotated[timedelta, Field(ge=timedelta(seconds=1), le=timedelta(days=1))] = timedelta(hours=1)
+    """Recommendations made within the same so much time are counted together."""
+    quality_retention: Annotated[timedelta | None, Field(ge=timedelta(days=1))] = timedelta(days=400)
+    """These counts are removed when they are older; empty: never. They name no user."""
     artifacts_url: str = ""
     """Folder of bases and adapters, or s3://BUCKET/PREFIX, gs://, az://, any URL of fsspec's. Empty: HOME/artifacts."""
     artifacts_cache_bytes: Positive = 32 * 2**30
@@ -111,6 +146,10 @@ class Settings(BaseSettings):
     """Garbage collection leaves alone what is younger than this (what is on its way to be registered, above all)."""
     artifacts_collect: bool = False
     """The updater collects garbage by itself after each adapter it publishes."""
+    signing_key: SecretStr = SecretStr("")
+    """Signs what is published and refuses what is not signed (docs/artifacts.md); 32 characters or more. Empty: no."""
+    signing_keys_accepted: SecretStr = SecretStr("")
+    """Keys that count beside it while it changes, separated by commas."""
     heartbeat_interval: timedelta = timedelta(seconds=5)
     """How often a replica writes to the store what it serves."""
     host: str = "127.0.0.1"
@@ -123,6 +162,8 @@ class Settings(BaseSettings):
     """Port on which `trainer run` shows its metrics (at HOST, as /metrics); 0: none."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+    traces: bool = False
+    """OpenTelemetry traces over OTLP/HTTP to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel` (docs/operate.md)."""
 
     engine: EngineName = EngineName.TORCH
     """What generates: torch, or vllm, which is installed by hand (docs/vllm.md)."""
@@ -152,6 +193,16 @@ class Settings(BaseSettings):
     """Recommendation requests generated together at most; of a crowd, half at a time."""
     request_deadline: timedelta = timedelta(seconds=2)
     """After this a recommendation falls back to popularity, with the reason in the reply."""
+    queue_patience: timedelta = timedelta(seconds=0.5)
+    """A queue of requests that stood for this long is not a burst: more are refused at once (docs/overload.md)."""
+    filter_mode: FilterMode = FilterMode.STRICT
+    """When filters leave fewer items than are wanted: `strict`, a shorter list; `relaxed`, filled with others."""
+    exploration_share: Fraction = 0.0
+    """Share of each list that goes to cold items (docs/recommendations.md); 0: none."""
+    exploration_events: Positive = 5
+    """An item with fewer interactions than this is cold; older ones count less, as for popularity."""
+    explain_timeout: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=1)
+    """How long `explain` may look for the past items behind a reply, with the model; 0: not at all."""
     ignored_event_types: frozenset[str] = frozenset({"impression"})
     """Event types that are stored but are no interactions: not in history, training or popularity."""
     popularity_half_life: timedelta = timedelta(days=30)
@@ -166,12 +217,26 @@ class Settings(BaseSettings):
     """Requests a second for each API key, by all replicas together with Redis, by each one without; 0: no limit."""
     rate_limit_burst: Positive = 100
     """Requests that a key may send at once after a pause."""
+    failure_limit: Annotated[float, Field(ge=0)] = 1.0
+    """Requests a second without a good key that each client address may send to a replica; 0: no limit."""
+    failure_limit_burst: Positive = 100
+    """Requests without a good key that an address may send at once after a pause."""
+    trusted_proxies: str = "127.0.0.1,::1"
+    """Addresses and networks, by commas, whose X-Forwarded-For and X-Forwarded-Proto `serve` believes; * : all."""
+    cors_origins: frozenset[str] = frozenset()
+    """Origins whose pages may call the API from a browser, such as https://shop.example; never with cookies."""
+    docs: bool | None = None
+    """Serve /docs and /openapi.json; empty: not in production, for /docs runs a script that comes from elsewhere."""
     poll_interval: timedelta = timedelta(seconds=0.5)
     """How often a replica asks the store for a new active adapter or changed items."""
     clock_tolerance: timedelta = timedelta(minutes=5)
     """How far in the future an event may lie before it is refused (code future_event)."""
     max_body_bytes: Positive = 1_048_576
     """Largest request body (CONTRACT: 1 MiB)."""
+    intake_max_requests: Positive = 256
+    """Requests with events or items that a process works on or lets wait; more get 503: a second or two of a disk."""
+    intake_max_bytes: Positive = 8 * 2**20
+    """What their bodies may have together; more get 503. About 75 batches of 500 plain events."""
 
     window_max_age: timedelta = timedelta(hours=1)
     """An open window with enough events is sealed at this age."""
@@ -181,12 +246,24 @@ class Settings(BaseSettings):
     """A window is not sealed by age below this many events."""
     min_events_per_user: Annotated[int, Field(ge=3)] = 5
     """Users with fewer interactions in a window are left out of its training and evaluation (paper: 5)."""
+    window_max_events_per_user: Positive = 1_000
+    """Of one user in a window so many interactions are trained on at most, the latest (docs/decisions/0025)."""
+    window_max_user_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """No user is more of a window's or a base's training than this, or twice an equal share; 1: no limit."""
+    window_max_repeats: Positive = 3
+    """Of one user in a window so often an item is trained on at most."""
     tick_interval: timedelta = timedelta(seconds=1)
     """How often the updater looks for work."""
     lease_duration: timedelta = timedelta(seconds=30)
-    """A crashed updater's work can be taken over after this long."""
+    """A crashed updater's work can be taken over after this long; the same for all updaters."""
     window_attempts: Positive = 3
-    """An update that failed this often stays failed."""
+    """An update that failed this often stays failed, and later windows go on."""
+    window_retry_pause: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
+    """How long a window waits after its first failure; twice as long after the next, up to an hour."""
+    update_timeout: Annotated[timedelta | None, Field(gt=timedelta(0))] = None
+    """An attempt at an update that takes longer is abandoned between two steps and counts as failed; empty: none is."""
+    update_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """The same for memory, resident in the updater and its training processes together; 0: no limit."""
 
     method: str = "peso"
     """Continual method of the updater; `adaptide backtest --list-methods` names them."""
@@ -233,6 +310,12 @@ class Settings(BaseSettings):
     checkpoint_interval: timedelta = timedelta(seconds=60)
     """How much training a killed update or base build may lose; it goes on from HOME/checkpoints. 0: never kept."""
 
+    promote: Promote = Promote.AT_ONCE
+    """`canary`: a candidate that held at the gate answers CANARY_SHARE of the users first; windows wait meanwhile."""
+    canary_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of users, picked by a hash of their id (docs/trials.md)."""
+    canary_duration: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(days=1)
+    """After so long the updater promotes it, unless the trial was ended or changed by somebody."""
     gate_min_users: Positive = 20
     """Fewer scorable users than this: the candidate is refused."""
     gate_tolerance: Annotated[float, Field(ge=0)] = 0.25
@@ -240,30 +323,68 @@ class Settings(BaseSettings):
     gate_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence of the gate's paired bootstrap interval."""
 
+    rollback_automatic: bool = False
+    """Roll back by itself when the serving version's live hit rate falls below the previous one's (docs/quality.md)."""
+    rollback_alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    """Chance at most that a version that is no worse is rolled back, over all looks at it together."""
+    rollback_margin: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Only a loss of surely more than this share of the previous version's hit rate counts."""
+    rollback_min_recommendations: Annotated[int, Field(ge=100)] = 1_000
+    """Of each side so many counted recommendations at least, before anything is decided."""
+    rollback_uncontrolled: bool = False
+    """Decide also where nothing tells a worse version from a worse time: neither an experiment nor popular lists."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _plain_seconds(cls, value: object, info: ValidationInfo) -> object:
         # pydantic takes a number for seconds, but the environment can only say "2.5"
         field = cls.model_fields[info.field_name or ""]
+        if value == "" and field.default is None:
+            return None
         if isinstance(value, str) and (field.annotation is timedelta or timedelta in get_args(field.annotation)):
-            if not value and field.default is None:
-                return None
             try:
                 return timedelta(seconds=float(value))
             except (ValueError, OverflowError):
                 return value
         return value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, origins: frozenset[str]) -> frozenset[str]:
+        if wrong := sorted(origin for origin in origins if not _ORIGIN.fullmatch(origin)):
+            raise ValueError(
+                f"{', '.join(wrong)}: an origin is a scheme and a host, such as https://shop.example; no *"
+            )
+        return origins
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.environment is Environment.PRODUCTION:
-            if not self.database_url.get_secret_value():
-                raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_DATABASE_URL to be set explicitly")
-            if not self.artifacts_url:
-                raise ValueError("ADAPTIDE_ENVIRONMENT=production needs ADAPTIDE_ARTIFACTS_URL to be set explicitly")
+        if self.environment is Environment.PRODUCTION and (faults := production.faults(self, os.environ)):
+            raise ValueError(f"ADAPTIDE_ENVIRONMENT=production refuses to start until {'; '.join(faults)}")
+        if self.intake_max_bytes < self.max_body_bytes:
+            raise ValueError("ADAPTIDE_INTAKE_MAX_BYTES must hold a body of ADAPTIDE_MAX_BODY_BYTES at least")
+        if self.window_max_events_per_user < self.min_events_per_user:
+            raise ValueError("ADAPTIDE_WINDOW_MAX_EVENTS_PER_USER must not be below ADAPTIDE_MIN_EVENTS_PER_USER")
+        if self.keys_accepted and not self.signing_key.get_secret_value():
+            raise ValueError("ADAPTIDE_SIGNING_KEYS_ACCEPTED needs ADAPTIDE_SIGNING_KEY: without it nothing is signed")
+        for key in filter(None, (self.signing_key.get_secret_value(), *self.keys_accepted)):
+            if len(key) < SHORTEST_KEY or not key.isprintable() or " " in key or "," in key:
+                raise ValueError(
+                    f"a key to sign with is {SHORTEST_KEY} printable characters or more, without spaces and commas; "
+                    "make one with: openssl rand -hex 32"
+                )
         if "@" in urlsplit(self.artifacts_url).netloc:
             raise ValueError("ADAPTIDE_ARTIFACTS_URL carries no credentials: they come from the environment (AWS_*)")
+        try:
+            _ = self.home_dir, self.artifacts_dir
+        except RuntimeError:
+            raise ValueError("ADAPTIDE_HOME or ADAPTIDE_ARTIFACTS_URL names with ~ a user that there is not") from None
         return self
+
+    @property
+    def serves_docs(self) -> bool:
+        """Whether /docs and /openapi.json are served."""
+        return self.environment is Environment.DEVELOPMENT if self.docs is None else self.docs
 
     @property
     def home_dir(self) -> Path:
@@ -273,6 +394,11 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The database URL in force; SQLite under HOME unless set."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.home_dir / 'adaptide.db'}"
+
+    @property
+    def keys_accepted(self) -> list[str]:
+        """Of `signing_keys_accepted`, one by one."""
+        return [key.strip() for key in self.signing_keys_accepted.get_secret_value().split(",") if key.strip()]
 
     @property
     def artifacts_remote(self) -> str | None:
@@ -308,13 +434,21 @@ def load_settings(**overrides: object) -> Settings:
             "unset or correct; docs/settings.md lists every variable"
         )
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # values are validated by pydantic
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # values are validated by pydantic
+    except SettingsError as error:  # says which field
+        raise ConfigurationError(f'{error}; JSON is needed, such as ["impression"]') from error
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             place = "_".join(str(part) for part in problem["loc"]).upper()
-            lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg']}")
+            lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(lines)) from error
+    point = os.environ.get(crash_points.VARIABLE)
+    if point is not None and point not in set(crash_points.CrashPoint):
+        raise ConfigurationError(
+            f"{crash_points.VARIABLE}={point} is no crash point: {', '.join(crash_points.CrashPoint)}"
+        )
+    return settings
 
 
 def settings_table() -> str:

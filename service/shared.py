@@ -123,3 +123,18 @@ def forgetting(settings: Settings) -> Iterator[Callable[[Sequence[Event]], None]
         yield PastCache(link, settings).stored
     finally:
         link.stop()
+
+
+@contextmanager
+def told_of_erasures(settings: Settings) -> Iterator[Callable[[str], None]]:
+    """For a command that erases a user: what to tell the user to. Raises as make_link does."""
+    link = make_link(settings)
+    if link is None:
+        yield lambda user_id: None
+        return
+    link.connect()
+    try:
+        pasts = PastCache(link, settings)
+        yield lambda user_id: pasts.forget([user_id])
+    finally:
+        link.stop()

@@ -5,6 +5,7 @@ and empties it after each test. Without a server those tests are skipped, or fai
 ADAPTIDE_TEST_REQUIRE_SERVICES=1.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from fastapi import FastAPI
 from sqlalchemy.engine import make_url
 from starlette.testclient import TestClient
@@ -60,6 +62,17 @@ def _no_settings_from_outside() -> None:
     for name in list(os.environ):
         if name.startswith("ADAPTIDE_") and not name.startswith("ADAPTIDE_TEST_"):
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Commands configure it, and tests run them in this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 import json
 import logging
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +16,12 @@ import pytest
 import structlog
 from sqlalchemy.engine import make_url
 
+from service.audit import repository as audit
 from service.cli import app, run
 from service.kit import migrate
 from service.kit.db import Database
 from tests.conftest import PostgresStore
-
-
-def command(url: str, home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
-    environment = kept | {"ADAPTIDE_DATABASE_URL": url, "ADAPTIDE_HOME": str(home), "PYTHONWARNINGS": "error"}
-    return [sys.executable, "-m", "service.cli", *arguments], environment
+from tests.serving import serving
 
 
 @dataclass(frozen=True)
@@ -96,10 +89,42 @@ def test_keys_are_made_listed_and_revoked(adaptide: Adaptide) -> None:
     assert re.fullmatch(r"adp_\w+_\S+\n", plain.stdout)
     listed = adaptide("keys", "list", "--json")
     assert [key["name"] for key in json.loads(listed.stdout)["keys"]] == ["shop", "ops"]
-    assert made["token"].rpartition("_")[2] not in listed.stdout
+    assert made["token"].split("_", 2)[2] not in listed.stdout
     assert "shop" in adaptide("keys", "list").stdout
     revoked = json.loads(adaptide("keys", "revoke", made["key_id"], "--json").stdout)
     assert revoked["revoked_at"] is not None
+
+
+def test_a_key_is_rotated(adaptide: Adaptide) -> None:
+    made = json.loads(adaptide("keys", "create", "--name", "shop", "--scope", "read,write", "--json").stdout)
+    done = adaptide("keys", "rotate", made["key_id"], "--grace", "30m", "--json")
+    rotated = json.loads(done.stdout)
+    assert (rotated["name"], rotated["scopes"], rotated["replaces"]["key_id"]) == (
+        "shop",
+        ["read", "write"],
+        made["key_id"],
+    )
+    assert rotated["replaces"]["replaced_by"] == rotated["key_id"]
+    listed = json.loads(adaptide("keys", "list", "--json").stdout)["keys"]
+    assert [key["replaced_by"] for key in listed] == [rotated["key_id"], None]
+    plain = adaptide("keys", "rotate", rotated["key_id"])
+    assert re.fullmatch(r"adp_\w+_\S+\n", plain.stdout)
+    assert f"{rotated['key_id']} is refused from" in plain.stderr
+    assert_refused(adaptide("keys", "rotate", made["key_id"]), rotated["key_id"])
+    assert_refused(adaptide("keys", "rotate", made["key_id"], "--grace", "soon"), "soon", "1h", status=2)
+
+
+def test_what_commands_do_to_keys_is_in_the_audit_log(adaptide: Adaptide, database: Database) -> None:
+    made = json.loads(adaptide("keys", "create", "--name", "shop", "--scope", "read", "--json").stdout)["key_id"]
+    successor = json.loads(adaptide("keys", "rotate", made, "--json").stdout)["key_id"]
+    adaptide("keys", "revoke", successor)
+    with database.read() as connection:
+        entries = audit.page(connection, limit=9, before=None)
+    assert [(entry["actor"], entry["action"], entry["subject"]) for entry in reversed(entries)] == [
+        ("cli", "key.create", made),
+        ("cli", "key.rotate", made),
+        ("cli", "key.revoke", successor),
+    ]
 
 
 def test_wrong_keys_commands_are_one_clear_line(adaptide: Adaptide) -> None:
@@ -167,32 +192,6 @@ def test_a_port_in_use_is_one_clear_line(adaptide: Adaptide) -> None:
         port = taken.getsockname()[1]
         assert_refused(adaptide("serve", "--port", str(port)), f"port {port}", "--port")
     assert_refused(adaptide("serve", "--host", "192.0.2.1"), "192.0.2.1")
-
-
-@contextmanager
-def serving(url: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    line, environment = command(url, home, "serve", "--port", "0")
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        assert found is not None
-        address, deadline = found[0], time.monotonic() + 30
-        while True:
-            try:
-                if httpx.get(f"{address}/health/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield process, address
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 @pytest.mark.e2e

@@ -34,9 +34,14 @@ def test_every_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
-def test_production_needs_its_stores_named() -> None:
-    with pytest.raises(ConfigurationError, match="ADAPTIDE_DATABASE_URL"):
-        load_settings(environment="production")
+def test_a_crash_point_is_for_tests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIDE_TEST_CRASH_AT", "published")
+    load_settings()
+    with pytest.raises(ConfigurationError, match=r"ADAPTIDE_TEST_CRASH_AT.* is unset: it is for tests"):
+        load_settings(environment="production", database_url="sqlite:///x.db", artifacts_url="artifacts")
+    monkeypatch.setenv("ADAPTIDE_TEST_CRASH_AT", "sometime")
+    with pytest.raises(ConfigurationError, match="no crash point: sealed, claimed"):
+        load_settings()
 
 
 def test_the_place_of_artifacts_is_a_folder_or_a_url(tmp_path: Path) -> None:

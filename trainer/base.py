@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.repository import NewAdapter, NewBase
 from service.catalog import repository as catalog
@@ -20,7 +22,10 @@ from service.kit.clock import Clock
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
 from service.recommend.ranking import Float64
+from service.recommend.votes import count_through
 from service.settings import Settings
+from service.users import service as users
+from service.users.service import Learners
 from service.windows import service as windows
 from trainer.base_training import TrainedBase, open_language_model, train_backbone, train_backbone_together
 from trainer.checkpoints import kept_training
@@ -34,10 +39,12 @@ from trainer.lora import LoraBackbone, is_transposed, save_adapter
 from trainer.processes import Together
 from trainer.progress import Report, silent
 from trainer.recipe import TINY, BaseRecipe
-from trainer.streams import load_streams, popularity_through
+from trainer.streams import load_streams
 from trainer.tokenizer.fit import TokenizerConfig, fit_codec
 
 FRESH = "fresh"
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +84,14 @@ def build_base(
         codec, codes = tokenize(items, used, recipe.tokenizer, settings.seed, report, language_model)
         index = CatalogueIndex.of(items, codes)
     with steps.step("examples") as row:
+        with database.read() as connection:
+            erasures = users.count_erasures(connection)
         data = load_streams(database, settings, index, 0, through_seq)
         examples = build_examples(
-            data.streams, history_items=settings.history_items, min_events=settings.min_events_per_user
+            data.streams,
+            history_items=settings.history_items,
+            min_events=settings.min_events_per_user,
+            user_share=settings.window_max_user_share,  # alone: D_1 is far more than a window
         )
         row |= {"users": len(data.streams), "events": data.events, "targets": examples.targets}
         if not examples.training:
@@ -88,7 +100,8 @@ def build_base(
                 "base on; import items and more events first (ADAPTIDE_MIN_EVENTS_PER_USER sets the number)"
             )
         counted = Popularity(settings.popularity_half_life)
-        popularity_through(database, counted, 0, through_seq, settings.ignored_event_types)
+        with database.read(patient=True) as connection:
+            count_through(connection, counted, through_seq, settings.ignored_event_types)
         popularity = counted.by_row(index)
     with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
         with steps.step("fit") as row:
@@ -123,6 +136,9 @@ def build_base(
         )
     if kept is not None:
         kept.clear()
+    learners = Learners(tuple(stream.user_id for stream in data.streams), erasures)
+    if gone := users.count_erased(database, learners):  # not discarded: hours of work, and every base learns from all
+        log.warning("base_learnt_from_erased_users", base_id=base.base_id, users=gone, advice="build another one")
     return BuiltBase(base.base_id, adapter.adapter_version, activation.revision, measured, steps.rows)
 
 

@@ -128,6 +128,28 @@ def training(
 
 
 @app.command()
+def choices(
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size of a random Llama.")] = 256,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    items: Annotated[int, typer.Option(min=100)] = 100_000,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Filters, diversity, exploration, explanations and "more like this" beside a plain recommendation."""
+    from trainer.bench_choices import bench_choices
+
+    rows = bench_choices(hidden, layers, items, seed)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.way:<34} {row.milliseconds:8.1f} ms ({row.fewest:.1f} to {row.most:.1f}), "
+            f"{row.cpu_ms:.1f} ms of processor time"
+        )
+
+
+@app.command()
 def trie(
     items: Annotated[str, typer.Option(help="Catalogue sizes.")] = "10000,100000,1000000,10000000",
     seed: int = 0,
@@ -222,6 +244,37 @@ def swap(
             f"{row.quiet_p99_ms:.1f} ms: {row.ratio:.2f} x; p50 {row.p50_ms:.1f} and {row.quiet_p50_ms:.1f} ms; a swap "
             f"{row.swap_ms:.0f} ms; of {row.requests} replies {row.failed} failed, {row.mixed} mixed; memory "
             f"{row.resident_before_mib:.0f} -> {row.resident_after_mib:.0f} MiB"
+        )
+
+
+@app.command()
+def trial(
+    hidden: Hidden = 256,
+    layers: Layers = 6,
+    items: Items = 20_000,
+    users: Users = 500,
+    load: Annotated[int, typer.Option(min=1, max=99, help="In percent of what the engine alone does singly.")] = 30,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of each run.")] = 10.0,
+    share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Of users in the canary.")] = 0.1,
+    threads: Threads = 0,
+    repeats: Annotated[int, typer.Option(min=1)] = 1,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """The same load without a trial, beside a canary and beside a shadow of everybody; every reply is checked."""
+    from trainer.bench_shop import ShopSize
+    from trainer.bench_trial import bench_trial
+
+    configure_logging("WARNING")
+    rows = bench_trial(ShopSize(hidden, layers, items, users, seed), load / 100, threads, seconds, share, repeats)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row.trial} of {row.share:.0%} at {row.rate:.0f} requests a second: p50 {row.p50_ms:.1f} ms, p99 "
+            f"{row.p99_ms:.1f} ms; of {row.requests} replies {row.candidate} by the candidate, {row.failed} failed, "
+            f"{row.wrong} wrong; {row.shadowed} in the shadow; memory {row.resident_mib:.0f} MiB"
         )
 
 

@@ -3,7 +3,6 @@
 All servers run all the time and are driven in turns, so that whatever else the machine does falls on each count.
 """
 
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.kit.machine import cores
 from trainer.bench_service import LIMIT, EngineAlone, plan_for
 from trainer.bench_shop import BenchShop, Server, ShopSize, build_shop, drive, serving
 from trainer.bench_stores import empty_store
@@ -74,7 +74,7 @@ def bench_replicas(
             ReplicaRow(
                 store=database.dialect,
                 replicas=count,
-                cores=len(os.sched_getaffinity(0)),
+                cores=cores(),
                 threads=threads,
                 clients=clients,
                 requests=len(replies),

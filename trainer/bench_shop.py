@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from service.adapters import service as registry
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
+from service.adapters.place import open_artifacts
 from service.adapters.repository import NewAdapter, NewBase
 from service.adapters.states import AdapterState
 from service.catalog import repository as catalog
@@ -78,7 +79,7 @@ class BenchShop:
 
     def model(self, engine: TorchEngine, which: int = 0) -> TorchModel:
         """The base with one of the adapters, loaded as the server loads it."""
-        artifacts = ArtifactStore(self.settings.artifacts_dir)
+        artifacts = open_artifacts(self.settings)
         return engine.load(self.base, artifacts.open_adapter(self.versions[which], self.digests[which], self.base))
 
 
@@ -97,7 +98,7 @@ def build_shop(state: Path, size: ShopSize, limit: int, url: str = "") -> BenchS
         users = {f"u{user:05}": random.choice(len(codes), HISTORY, replace=False) for user in range(size.users)}
         _put_items(database, list(codes))
         _send_events(database, settings, users)
-        artifacts = ArtifactStore(settings.artifacts_dir)
+        artifacts = open_artifacts(settings)
         base, adapters = _publish(state / "sources", artifacts, size)
         install_base(
             database,
@@ -213,6 +214,13 @@ class Server:
         reply = self._client.post(f"/v1/admin/adapters/{version}/promote").raise_for_status()
         revision: int = reply.json()["revision"]
         return revision
+
+    def set_trial(self, wanted: dict[str, Any] | None) -> None:
+        """Start or change the trial; None ends it, if there is one."""
+        if wanted is not None:
+            self._client.put("/v1/admin/trial", json=wanted).raise_for_status()
+        elif (reply := self._client.delete("/v1/admin/trial")).status_code != httpx.codes.CONFLICT:
+            reply.raise_for_status()
 
     def wait_until_personal(self, user: str) -> None:
         """Raises Unavailable when no adapter serves in time."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from service.adapters.artifacts import ArtifactStore
+from service.adapters.place import open_artifacts
 from service.adapters.repository import NewAdapter, NewBase
 from service.catalog.semantic_ids import Codec, TfidfEncoder
 from service.errors import Unavailable
@@ -86,7 +87,7 @@ def bench_update(
             window_max_events=100 * sizes.window_events,
             seed=seed,
         )
-        artifacts = ArtifactStore(settings.artifacts_dir)
+        artifacts = open_artifacts(settings)
         base, adapter = _random_base(artifacts, settings)
         fill_items(database, sizes.items, base.base_id)
         _fill(database, sizes, sizes.history, sizes.users, "history", START, HISTORY_DAYS)

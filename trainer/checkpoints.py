@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.files import publish_folder, sha256_file
 from service.settings import Settings
 from trainer.group import Group
@@ -46,11 +47,7 @@ class Checkpoints:
 
     def keyed(self, *contents: object) -> "Checkpoints":
         """The same for a training that `contents` decide too: text, numbers, arrays, tensors, mappings, lists."""
-        digest = hashlib.sha256()
-        for part in _parts((self.subject, self.key, contents)):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-        return replace(self, key=digest.hexdigest()[:32])
+        return replace(self, key=digest_of(self.subject, self.key, contents)[:32])
 
     def due(self, group: Group, step: int) -> bool:
         """Whether one is to be written after `step`. Collective, and equal on all ranks."""
@@ -70,8 +67,10 @@ class Checkpoints:
                 (staging / STATE).write_text(json.dumps(values), encoding="utf-8")
                 hashes = {name: sha256_file(staging / name) for name in (STATE, TENSORS)}
                 (staging / MANIFEST).write_text(json.dumps({"key": self.key, "sha256": hashes}), encoding="utf-8")
+                crash_point(CrashPoint.CHECKPOINT_WRITTEN)
             self._forget(target)
-        except OSError as error:
+            crash_point(CrashPoint.CHECKPOINTED)
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a disk that is full
             log.warning("checkpoint_not_written", step=step, reason=str(error))
 
     def load(self, group: Group) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -107,6 +106,15 @@ def kept_training(settings: Settings, kind: str, subject: str) -> Checkpoints | 
     """Where a training of this kind is kept; None where the settings want none."""
     interval = settings.checkpoint_interval.total_seconds()
     return Checkpoints(settings.home_dir / "checkpoints" / kind, subject, interval) if interval > 0 else None
+
+
+def digest_of(*contents: object) -> str:
+    """SHA-256, hex, of text, numbers, arrays, tensors, mappings and lists; other contents have another one."""
+    digest = hashlib.sha256()
+    for part in _parts(contents):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,8 +13,13 @@ import typer
 import service.adapters.artifact_commands
 import service.adapters.commands
 import service.cli
+import service.quality.commands
+import service.recommend.commands
+import service.trials.commands  # beside those of adapters
+import service.users.commands
 import trainer.backtest.command
 import trainer.bench
+import trainer.exporter
 import trainer.importer
 from service.adapters.bus import Change
 from service.adapters.place import open_artifacts, require_writable
@@ -25,6 +30,7 @@ from service.kit.clock import utc_now
 from service.settings import load_settings
 from service.shared import announcements
 from service.telemetry import configure_logging
+from service.tracing import tracing
 from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
 
@@ -38,9 +44,13 @@ app.add_typer(base, name="base")
 app.add_typer(updater, name="trainer")
 app.add_typer(service.adapters.commands.app, name="adapters")
 app.add_typer(service.adapters.artifact_commands.app, name="artifacts")
+app.add_typer(service.users.commands.app, name="users")
 app.add_typer(trainer.importer.app, name="import")
+app.add_typer(trainer.exporter.app, name="export")
 app.add_typer(trainer.bench.app, name="bench")
+app.command()(service.recommend.commands.replay)
 app.command()(trainer.backtest.command.backtest)
+app.command()(service.quality.commands.quality)
 
 
 def main() -> None:
@@ -109,6 +119,7 @@ def build(
 def run_updater() -> None:
     """Seal, train, judge and promote whatever is due, until SIGTERM or Ctrl-C."""
     from trainer import schedule, telemetry
+    from trainer.quality import QualityWatch
     from trainer.updater import Updater
     from trainer.upkeep import upkeep
 
@@ -119,10 +130,13 @@ def run_updater() -> None:
         announcements(settings, lasting=True) as announce,
         opened(settings) as database,
         telemetry.shown(settings.host, settings.trainer_port),
+        tracing(settings, "trainer") as traces,
     ):
         require_writable(artifacts)
-        made = Updater(database, settings, utc_now, artifacts, announce)
-        schedule.run(made, settings.tick_interval, partial(upkeep, database, utc_now, settings, made.owner))
+        made = Updater(database, settings, utc_now, artifacts, announce, traces)
+        watch = QualityWatch(database, utc_now, settings, artifacts, made.owner, announce)
+        keep = partial(upkeep, database, utc_now, settings, made.owner)
+        schedule.run(made.tick, settings.tick_interval, keep, watch.look)
 
 
 @updater.command()
@@ -132,6 +146,7 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Close the open window and bring every waiting one to its outcome, now."""
+    from service.trials.promotion import under_way
     from trainer.outcome import open_range, rehearsal_summary, window_summary
     from trainer.updater import Updater
 
@@ -141,24 +156,80 @@ def update(
     settings = load_settings()
     configure_logging("WARNING")
     artifacts = open_artifacts(settings)
-    with announcements(settings, lasting=True) as announce, opened(settings) as database, bars() as report:
+    with (
+        announcements(settings, lasting=True) as announce,
+        opened(settings) as database,
+        tracing(settings, "trainer") as traces,
+        bars() as report,
+    ):
         if not dry_run:
             require_writable(artifacts)
-        made = Updater(database, settings, utc_now, artifacts, announce)
+        made = Updater(database, settings, utc_now, artifacts, announce, traces)
+        canary = None
         if dry_run:
             results = [rehearsal_summary(made.rehearse(open_range(database, through_seq), report))]
         else:
             results = [window_summary(window) for window in made.close_and_work(through_seq, report)]
+            with database.read() as connection:
+                canary = under_way(connection)
     if as_json:
-        print_json({"dry_run": dry_run, "windows": results})
+        print_json({"dry_run": dry_run, "windows": results, "canary": canary and canary.adapter_version})
         return
     for result in results:
         reason = f" ({result['reason']})" if result["reason"] else ""
         typer.echo(f"window {result['window'] or 'open'}: {result['verdict']}{reason}")
         for subject, found in result["metrics"].items():
             typer.echo(f"  {subject}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-    if not results:
+    if canary is not None:
+        over_at = canary.started_at + settings.canary_duration
+        typer.echo(
+            f"no other window is closed or trained before the canary of {canary.adapter_version} is over: it answers "
+            f"{canary.share:.2%} of users until {over_at:%Y-%m-%d %H:%M} UTC, and is promoted then if it held. Not "
+            f"to wait: adaptide adapters promote {canary.adapter_version}, or adaptide adapters trial --end"
+        )
+    elif not results:
         typer.echo("no event has arrived since the last window, and none waits for its outcome")
+
+
+@updater.command()
+def retrain(version: Annotated[str, typer.Argument(help="An adapter's.")], as_json: Json = False) -> None:
+    """Train an adapter's window again and compare the weights; nothing is published. Exit status 0 when they are the
+    same to the last bit, 1 when not."""
+    from dataclasses import asdict
+
+    from trainer.retrain import retrain as train_again
+
+    settings = load_settings()
+    configure_logging("WARNING")
+    with opened(settings) as database, bars() as report:
+        found = train_again(database, open_artifacts(settings), settings, version, report)
+    if as_json:
+        print_json(asdict(found))
+        raise typer.Exit(0 if found.identical else 1)
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    if found.impossible is not None:
+        typer.echo(f"{version} cannot be trained again: {found.impossible}")
+    elif found.identical:
+        typer.echo(f"identical: {version} has the same weights and the same digest {found.digest_then}")
+    else:
+        difference = "-" if found.largest_difference is None else f"{found.largest_difference:.3g}"
+        typer.echo(f"NOT identical: {found.digest_again or 'nothing'}, not {found.digest_then}")
+        typer.echo(f"  largest difference of a weight: {difference}")
+    raise typer.Exit(0 if found.identical else 1)
+
+
+@app.command()
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not read the files of the model that serves.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, reachable, migrated and verified, and what to do about what is not. Exit status 1 when
+    something does not work."""
+    import trainer.doctor
+    from service.doctor.commands import run_doctor
+
+    run_doctor(trainer.doctor.checks, quick=quick, as_json=as_json)
 
 
 @app.command()

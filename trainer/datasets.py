@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.errors import DatasetError
 from service.kit.files import sha256_file
 from trainer import movielens
-from trainer.tabular import Format, Row, Table
+from trainer.formats import Format, Row, Table, open_table
 
 LATEST_TIMESTAMP = 253_402_300_799  # 9999-12-31T23:59:59Z; anything later is milliseconds
 # The catalogue's own limits (service.catalog.schemas); longer text is cut, because it only describes an item.
@@ -109,7 +109,7 @@ def categories_of(value: object) -> tuple[str, ...]:
 
 def clean(value: object, length: int) -> str:
     """Text on one line, without control characters, cut to `length` characters; empty for nothing."""
-    if value is None:
+    if value is None or value != value:  # NaN: pandas has no other word for nothing
         return ""
     text = "".join(c if c.isprintable() else " " for c in str(value))
     return " ".join(text.split())[:length].rstrip()
@@ -122,7 +122,7 @@ def _table(folder: Path, stem: str) -> Table:
         raise DatasetError(f"{folder} has no {stem} file; put {' or '.join(names)} there")
     if len(found) > 1:
         raise DatasetError(f"{folder} has {' and '.join(found)}; keep the one that is meant")
-    return Table(folder / found[0], names[found[0]])
+    return open_table(folder / found[0], names[found[0]])
 
 
 def item_of(values: Mapping[str, Any]) -> DatasetItem:
@@ -130,7 +130,7 @@ def item_of(values: Mapping[str, Any]) -> DatasetItem:
     item_id = identifier_of(values, "item_id")
     return DatasetItem(
         item_id,
-        clean(values["title"], TITLE_LENGTH) or item_id,
+        clean(values.get("title"), TITLE_LENGTH) or item_id,
         clean(values.get("description"), DESCRIPTION_LENGTH) or None,
         categories_of(values.get("categories")),
         clean(values.get("brand"), BRAND_LENGTH) or None,
@@ -139,7 +139,7 @@ def item_of(values: Mapping[str, Any]) -> DatasetItem:
 
 def identifier_of(values: Mapping[str, Any], column: str) -> str:
     """A user's or an item's id; whole numbers become text. Raises ValueError saying what is wrong."""
-    value = values[column]
+    value = values.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
@@ -152,13 +152,18 @@ def identifier_of(values: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def timestamp_of(value: Any) -> float:
-    """Unix seconds from a number or its text. Raises ValueError saying what is wrong."""
+def number_of(value: Any) -> float:
+    """A number or its text; NaN for anything else."""
     try:
         # float() also reads 1_000 and True, which nobody writes on purpose.
-        number = math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
+        return math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
+        return math.nan
+
+
+def timestamp_of(value: Any) -> float:
+    """Unix seconds from a number or its text. Raises ValueError saying what is wrong."""
+    number = number_of(value)
     if not 0 <= number <= LATEST_TIMESTAMP:
         hint = "; divide milliseconds by 1000" if number > LATEST_TIMESTAMP else ""
         raise ValueError(f"timestamp {str(value)[:40]!r} is not unix seconds between 1970 and 9999{hint}")

@@ -1,6 +1,6 @@
 """Hit and NDCG at 5 and 10 of anything that ranks items, user by user."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,23 @@ def metrics(ranks: NDArray[np.int64]) -> Metrics:
         return Metrics(0, 0.0, 0.0, 0.0, 0.0)
     hit_5, hit_10 = (float(np.mean((ranks > 0) & (ranks <= k))) for k in (5, 10))
     return Metrics(len(ranks), hit_5, hit_10, float(ndcg(ranks, 5).mean()), float(ndcg(ranks, 10).mean()))
+
+
+GROUPS = ("known_users", "new_users", "known_items", "new_items")
+
+
+def cold_and_known(
+    ranks: Mapping[str, NDArray[np.int64]], cases: Sequence[Case], popularity: Float64
+) -> dict[str, dict[str, Metrics]]:
+    """Group -> subject -> metrics, where what is new to the model is told from what it could have learnt.
+
+    ranks: subject -> int64 [cases]. A user is new who did nothing before the window, an item whose popularity as of
+    then (float64 [rows]) is 0: nobody had taken it. Nothing is ranked again.
+    """
+    new_user = np.array([case.earlier == 0 for case in cases], dtype=np.bool_)
+    new_item = np.array([popularity[case.target] == 0 for case in cases], dtype=np.bool_)
+    masks = dict(zip(GROUPS, (~new_user, new_user, ~new_item, new_item), strict=True))
+    return {group: {subject: metrics(own[mask]) for subject, own in ranks.items()} for group, mask in masks.items()}
 
 
 def user_means(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Metrics:

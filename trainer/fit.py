@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.generation.backbone import Backbone
+from service.kit.crash_points import CrashPoint, crash_point
 from trainer.checkpoints import Checkpoints
 from trainer.decoder import decode_tokens, to_device
 from trainer.examples import TrainingSequence
@@ -167,6 +168,7 @@ def fit(
                 readings.losses.append(loss)
                 readings.targets.append(targets)
                 step, taken = step + 1, taken + 1
+                crash_point(CrashPoint.FITTING)
                 on_step(min(step, total_steps), total_steps)
                 if kept is not None and kept.due(group, step):
                     report.seconds = time.monotonic() - started

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from service.adapters.base_files import TOKENIZER, check_text
 from service.adapters.lora import ADAPTED_LAYERS, Dimensions
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError, ConfigurationError
@@ -50,6 +51,7 @@ def load_language_model(source: str, seed: int) -> LanguageModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model, tokenizer = open_source(source)
     check_layers(model, source)
+    check_patterns(tokenizer, source)
     first = add_code_tokens(model, tokenizer, seed)
     with torch.no_grad():
         for parameter in model.parameters():  # to what is stored: D_1 learns against the very weights that are served
@@ -57,6 +59,16 @@ def load_language_model(source: str, seed: int) -> LanguageModel:
     model.requires_grad_(False)
     model.train(False)
     return LanguageModel(Backbone(model, instruction_prompt(tokenizer, first)), tokenizer)
+
+
+def check_patterns(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raises ConfigurationError for what no base may hold, now and not when it is published after its training."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        try:
+            check_text(TOKENIZER, json.loads(backend.to_str()), ())
+        except ArtifactError as error:
+            raise ConfigurationError(f"{source} cannot be a backbone: {error.detail}") from error
 
 
 def add_code_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> int:
@@ -132,7 +144,8 @@ def save_language_model(language_model: LanguageModel, folder: Path) -> None:
     model.config.dtype = STORED
     if hasattr(model.config, "auto_map"):  # names code for those who trust it; the architecture is a built-in one
         del model.config.auto_map
-    tokenizer.init_kwargs.pop("auto_map", None)
+    for name in [name for name in tokenizer.init_kwargs if name == "auto_map" or name.endswith(("_file", "_files"))]:
+        tokenizer.init_kwargs.pop(name)
     model.save_pretrained(folder)
     save_layers(model, folder)
     tokenizer.chat_template = None  # a file of its own otherwise, and code in a template language

@@ -6,7 +6,7 @@ The scheduler's window, `adaptide trainer update` and a backtest all learn throu
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from trainer.covariance import input_covariance
 from trainer.evaluation import (
     DEPTH,
     Metrics,
+    cold_and_known,
     metrics,
     model_ranks,
     popularity_ranks,
@@ -56,6 +57,8 @@ class Steps:
     rows: list[dict[str, Any]] = field(default_factory=list)
     on_done: Callable[[], object] = lambda: None
     """Called after each step that succeeded, so that others can see how far the work has come."""
+    around: Callable[[str], AbstractContextManager[object]] = field(default=lambda name: nullcontext())
+    """Held for the length of each step, by its name: where it is traced."""
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, Any]]:
@@ -64,7 +67,8 @@ class Steps:
         started = time.monotonic()
         self.rows.append(row)
         try:
-            yield row
+            with self.around(name):
+                yield row
         except BaseException:
             row["outcome"] = "failed"
             raise
@@ -80,6 +84,7 @@ class Learnt:
     ranks: per subject (candidate, incumbent, base, popularity) the test items' ranks, int64 [test cases].
     prequential: per subject but the candidate, metrics on next items of the window before it was trained on.
     gain: the incumbent against the bare base on those next items, NDCG@10 by user; None without such items.
+    groups: of the test items, see cold_and_known.
     """
 
     candidate: Adapter | None
@@ -87,6 +92,7 @@ class Learnt:
     ranks: Mapping[str, NDArray[np.int64]]
     prequential: Mapping[str, Metrics]
     gain: Comparison | None
+    groups: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
 
     def metrics(self, subject: str) -> Metrics:
         return metrics(self.ranks[subject])
@@ -145,7 +151,7 @@ def learn(
             after["candidate"] = model_ranks(served(backbone, candidate, settings.beams), test, index, popularity)
             report("evaluate after", 1, 1)
             row["outcome"] = "scored"
-    return Learnt(candidate, fitted, after, before, gain)
+    return Learnt(candidate, fitted, after, before, gain, cold_and_known(after, test, popularity))
 
 
 def served(backbone: Backbone, adapter: Adapter | None, beams: int) -> TorchModel:

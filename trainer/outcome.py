@@ -1,5 +1,6 @@
 """What one update comes to: the parts it is made of and how they are written down and shown."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,10 +10,11 @@ from service.adapters.repository import NewAdapter, Pointer
 from service.generation.backbone import Backbone
 from service.kit.db import Database
 from service.settings import Settings
+from service.users.service import Learners
 from service.windows import repository as window_rows
 from service.windows.repository import Evaluation, Window
 from service.windows.states import WindowState
-from trainer.evaluation import metrics
+from trainer.evaluation import Metrics, metrics
 from trainer.examples import Examples
 from trainer.gate import Verdict
 from trainer.learn import Learnt, Steps
@@ -56,6 +58,9 @@ class Update:
     learnt: Learnt | None = None
     gate: Verdict | None = None
     newest: datetime | None = None
+    basis: dict[str, Any] = field(default_factory=dict)
+    """What the weights depend on (trainer.reproduce)."""
+    learners: Learners | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)
 
@@ -67,6 +72,10 @@ def counts(data: WindowStreams, examples: Examples) -> dict[str, Any]:
         "unknown_items": data.unknown,
         "users": len(data.streams),
         "targets": examples.targets,
+        "capped_users": examples.capped_users,
+        "capped_targets": examples.capped_targets,
+        "suspected_bots": data.suspects,
+        "suspected_bot_share": round(data.suspect_events / data.events, 4) if data.events else 0.0,
         "test_users": len(examples.test),
         "trained_through": data.newest.isoformat() if data.newest else None,
     }
@@ -83,11 +92,16 @@ def learning(learnt: Learnt) -> dict[str, Any]:
         "gradient_ratio": fitted.gradient_ratio,
         "penalty_weight": fitted.penalty_weight,
         "gain_over_base": learnt.gain.as_json() if learnt.gain else None,
-        "prequential": {name: {"users": found.users, **found.as_dict()} for name, found in learnt.prequential.items()},
+        "prequential": _by_subject(learnt.prequential),
+        "groups": {group: _by_subject(found) for group, found in learnt.groups.items()},
     }
 
 
-def training_settings(learnt: Learnt, settings: Settings) -> dict[str, Any]:
+def _by_subject(found: Mapping[str, Metrics]) -> dict[str, dict[str, float]]:
+    return {subject: {"users": own.users, **own.as_dict()} for subject, own in found.items()}
+
+
+def training_settings(learnt: Learnt, settings: Settings, basis: dict[str, Any]) -> dict[str, Any]:
     """What decided the candidate beside its data, as the registry and the manifest keep it."""
     assert learnt.candidate is not None  # noqa: S101  # asked of one that is published
     return {
@@ -100,6 +114,7 @@ def training_settings(learnt: Learnt, settings: Settings) -> dict[str, Any]:
         "proximal_weight": learnt.fit.penalty_weight,
         "proximal_group_by": settings.proximal_group_by.value,
         "seed": settings.seed,
+        "reproduce": basis,
     }
 
 

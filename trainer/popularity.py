@@ -11,6 +11,7 @@ from service.events.repository import PopularityKey
 from service.kit.db import Database
 from service.recommend.popularity import EPOCH
 from service.recommend.ranking import Float64
+from service.recommend.votes import Votes
 from service.settings import Settings
 
 EVENTS_PER_QUERY = 50_000
@@ -19,9 +20,9 @@ EVENTS_PER_QUERY = 50_000
 class KeptPopularity:
     """What service.recommend.popularity.Popularity counts, up to an event of the caller's choice.
 
-    An item's weight is the sum of 2^(occurred_at / half-life) over its interactions, held as its log2: nothing decays
-    in place and nothing overflows. What an erased user had done stays counted until popularity is counted anew; the
-    counts name no user.
+    An item's weight is the sum of 2^(occurred_at / half-life) over the interactions that count, held as its log2:
+    nothing decays in place and nothing overflows. What an erased user had done stays counted until popularity is
+    counted anew; the counts name no user.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -31,6 +32,7 @@ class KeptPopularity:
         )
         self._through_seq = 0
         self._log2_weights: dict[str, float] = {}
+        self._votes: tuple[int, Votes] | None = None  # and through which event they were taken
 
     def by_row(self, index: CatalogueIndex, through_seq: int, *, keep: bool) -> Float64:
         """float64 [rows], the largest scaled to 1, 0 without interactions: all events up to `through_seq` counted.
@@ -62,12 +64,15 @@ class KeptPopularity:
 
     def _count_some(self, through_seq: int, keep: bool) -> bool:
         """One query's events more; whether it was kept, if it was to be."""
-        after, ignored = self._through_seq, self._key.ignored_types
+        after = self._through_seq
         with self._database.read() as connection:
+            if self._votes is None or self._votes[0] != after:
+                self._votes = after, Votes.standing(connection, after, self._key.ignored_types)
             rows = repository.interactions_after(connection, after, EVENTS_PER_QUERY, through_seq)
+        votes = self._votes[1]
         self._through_seq = rows[-1].seq if len(rows) == EVENTS_PER_QUERY else through_seq
-        wanted = [(row.item_id, row.occurred_at) for row in rows if row.event_type not in ignored]
-        changed = added(self._log2_weights, wanted, self._key.half_life_s)
+        changed = added(self._log2_weights, votes.take(rows), self._key.half_life_s)
+        self._votes = self._through_seq, votes
         self._log2_weights |= changed
         if not keep:
             return False

@@ -26,12 +26,13 @@ import structlog
 import torch
 import torch.distributed as dist
 
-from service.errors import AdaptideError, ConfigurationError, Unavailable
+from service.errors import AdaptideError, ConfigurationError, LimitExceeded, Unavailable
 from service.generation.backbone import pick_device
 from service.kit.allocator import keep_freed_memory
 from service.settings import Settings
 from service.telemetry import configure_logging
 from trainer.group import Group
+from trainer.limits import out_of_memory, why
 from trainer.progress import Report, silent
 
 T = TypeVar("T")
@@ -190,7 +191,11 @@ def _rank(together: Together, rank: int, meeting: Path, leader: Connection) -> N
         dist.destroy_process_group()
     except Exception as error:  # whatever it was, the leader must know
         log.warning("training_process_failed", rank=rank, error=f"{type(error).__name__}: {error}"[:1000])
-        told = error if isinstance(error, AdaptideError) else f"{type(error).__name__}: {error}"[:500]
+        told: AdaptideError | str = f"{type(error).__name__}: {error}"[:500]
+        if isinstance(error, AdaptideError):
+            told = error
+        elif out_of_memory(error):
+            told = LimitExceeded(why(error))
         with suppress(OSError):
             leader.send(("failed", told))
         os._exit(1)  # not through collectives that wait for the others

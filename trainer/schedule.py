@@ -13,19 +13,21 @@ from service.errors import AdaptideError, Unavailable
 from service.windows.repository import Window
 from trainer.progress import Report
 from trainer.telemetry import TICKED
-from trainer.updater import Updater
 
 log = structlog.get_logger(__name__)
 
 UPKEEP_INTERVAL_S = 15
 """A million events, the least that a partition ahead has room for, take longer to come."""
+CLOCK_SET_S = 0.5
+"""A step of the machine's clock that is more than its usual correction."""
 
 
-def run(updater: Updater, interval: timedelta, upkeep: Callable[[], None] = lambda: None) -> None:
+def run(tick: Callable[[Report], Window | None], interval: timedelta, *upkeep: Callable[[], None]) -> None:
     """Tick until SIGTERM or SIGINT. An update in progress is then left within a step; its window is taken up again.
 
-    upkeep: called every 15 s beside the ticks, also while an update works. coalesce and max_instances = 1: a tick that
-    comes while one works is dropped, and nothing is made up for later.
+    tick: raises through the report that it is given when it is to stop. upkeep: each called every 15 s beside the
+    ticks, also while an update works. coalesce and max_instances = 1: a tick that comes while one works is dropped, and
+    nothing is made up for later.
     """
     received: list[int] = []  # no Event: a handler that interrupts its wait() could find its lock taken
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,37 +38,49 @@ def run(updater: Updater, interval: timedelta, upkeep: Callable[[], None] = lamb
         if received:
             raise Unavailable("the updater was stopped while it worked on this window")
 
+    def look_for_work() -> None:
+        if not received:  # else an attempt would be begun only to be left
+            _tick(tick, report)
+
     scheduler = BackgroundScheduler(timezone="UTC")
     scheduler.add_job(
-        _tick,
+        look_for_work,
         "interval",
-        args=[updater, report],
         seconds=interval.total_seconds(),
         coalesce=True,
         max_instances=1,
         misfire_grace_time=None,
     )
-    scheduler.add_job(
-        upkeep,
-        "interval",
-        seconds=UPKEEP_INTERVAL_S,
-        next_run_time=datetime.now(UTC),
-        coalesce=True,
-        max_instances=1,
-        misfire_grace_time=None,
-    )
+    for keep in upkeep:
+        scheduler.add_job(
+            keep,
+            "interval",
+            seconds=UPKEEP_INTERVAL_S,
+            next_run_time=datetime.now(UTC),
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+        )
     scheduler.start()
     log.info("updater_started", tick_seconds=interval.total_seconds())
+    ahead = time.time() - time.monotonic()
     while not received:
         time.sleep(0.2)  # not for ever: the kernel may give the signal to another thread, and only this one handles it
+        moved = time.time() - time.monotonic() - ahead
+        # APScheduler plans by the machine's clock: set back an hour, it would wait for one.
+        if abs(moved) > CLOCK_SET_S:
+            ahead += moved
+            for job in scheduler.get_jobs():
+                job.modify(next_run_time=datetime.now(UTC))
+            log.warning("clock_was_set", seconds=round(moved, 1))
     scheduler.shutdown(wait=True)
     log.info("updater_stopped")
 
 
-def _tick(updater: Updater, report: Report) -> None:
+def _tick(tick: Callable[[Report], Window | None], report: Report) -> None:
     TICKED.set_to_current_time()
     try:
-        window: Window | None = updater.tick(report)
+        window = tick(report)
     except AdaptideError as error:  # the store is away or a writer was slow: the next tick tries again
         log.warning("tick_failed", reason=error.detail)
         return

@@ -3,50 +3,52 @@
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import structlog
-import torch
-from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from service.adapters import garbage
 from service.adapters import repository as adapters
 from service.adapters.artifacts import ArtifactStore, VerifiedBase
 from service.adapters.bus import Announce, Change, nobody
-from service.adapters.contents import METHOD_STATE
 from service.adapters.repository import NewAdapter
 from service.catalog.follower import CatalogueFollower
 from service.catalog.index import CatalogueIndex
-from service.errors import AdaptideError, Conflict, LeaseLost
+from service.errors import AdaptideError, ArtifactError, Conflict, LeaseLost
 from service.generation.backbone import Backbone, pick_device
 from service.kit.clock import Clock
+from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.db import Database
 from service.kit.ids import uuid7
 from service.kit.lease_keeper import held
 from service.kit.leases import Lease
-from service.settings import Settings
+from service.settings import Promote, Settings
+from service.tracing import NO_TRACES, Traces
+from service.trials.promotion import Held, promote_if_held
+from service.users import service as users
+from service.users.service import Learners
 from service.windows import service as windows
 from service.windows.repository import Window
 from service.windows.service import UPDATER_LEASE, Outcome
 from service.windows.states import SealedBecause, WindowState
+from trainer import drift, reproduce
 from trainer.checkpoints import kept_training
 from trainer.evaluation import DEPTH, ndcg
 from trainer.examples import build_examples, prequential_cases
 from trainer.gate import Refusal, all_finite, judge
 from trainer.language_model import load_trainable
 from trainer.learn import Learnt, learn
-from trainer.lora import save_adapter
+from trainer.limits import Limits, why
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
 from trainer.outcome import Range, Serving, Update, counts, evaluations, learning, training_settings
 from trainer.popularity import KeptPopularity
 from trainer.processes import Together
 from trainer.progress import Report, silent
+from trainer.retrain import write_adapter
 from trainer.streams import load_streams
-from trainer.telemetry import LEFT, UPDATE_SECONDS, WINDOWS, WORKING
+from trainer.telemetry import LEFT, UPDATE_SECONDS, WINDOWS, WORKING, count_interactions
 from trainer.together import adapting, require_shareable
 
 KEPT = "window"
@@ -59,17 +61,25 @@ class Updater:
     """One process's updater. `tick` does what is due; only the holder of the lease works. `tell`: of a promotion."""
 
     def __init__(
-        self, database: Database, settings: Settings, clock: Clock, artifacts: ArtifactStore, tell: Announce = nobody
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Clock,
+        artifacts: ArtifactStore,
+        tell: Announce = nobody,
+        traces: Traces = NO_TRACES,
     ) -> None:
         self._database = database
         self._settings = settings
         self._clock = clock
         self._artifacts = artifacts
         self._tell = tell
+        self._traces = traces
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
         self._popularity = KeptPopularity(database, settings)
+        self._passed = WindowState.CANARY if settings.promote is Promote.CANARY else WindowState.PROMOTED
         self._method = make_method(settings)
         self._together = Together.of(settings)
         if self._together is not None:
@@ -78,29 +88,38 @@ class Updater:
     def tick(self, report: Report = silent) -> Window | None:
         """Seal what is due and bring one window to its outcome; None when there was nothing to do.
 
-        Never raises for what one window does: its failure is in its row, and it is tried again while attempts are left.
+        While an earlier window's candidate is on trial nothing is sealed: what comes meanwhile is one window then, not
+        many that wait for a trial each. Never raises for what one window does: its failure is in its row, and it is
+        tried again while attempts are left.
         """
         settings, database, clock = self._settings, self._database, self._clock
-        with held(database, clock, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
-            if lease is None:
+        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
+            if lease is None or self._waits_for_canary(lease):
                 return None
             if (because := windows.due(database, clock, settings)) is not None:
-                windows.seal(database, clock, settings, because)
+                windows.seal(database, clock, settings, because, lease=lease)
             return self._next(lease, report)
 
     def close_and_work(self, through_seq: int | None, report: Report = silent) -> list[Window]:
         """Seal the open window by hand (None: all of it) and bring every waiting window to its outcome.
 
-        Raises Conflict when another updater is at work.
+        What has to wait for a canary (service.trials.promotion.under_way) is left, unsealed if it was. Raises Conflict
+        when another updater is at work.
         """
         settings, database, clock = self._settings, self._database, self._clock
-        with held(database, clock, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
+        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
             if lease is None:
                 raise Conflict("another updater is at work; it takes up closed windows by itself, or stop it first")
-            windows.seal(database, clock, settings, SealedBecause.MANUAL, through_seq=through_seq, actor="cli")
+            if self._waits_for_canary(lease):
+                return []
+            windows.seal(
+                database, clock, settings, SealedBecause.MANUAL, through_seq=through_seq, actor="cli", lease=lease
+            )
             done: dict[int, Window] = {}
-            while (window := self._next(lease, report)) is not None:
+            while (window := self._next(lease, report, at_once=True)) is not None:
                 done[window.window_id] = window  # a failed attempt is followed by the next one on the same window
+                if self._waits_for_canary(lease):
+                    break
             return list(done.values())
 
     def rehearse(self, span: Range, report: Report = silent) -> Update:
@@ -109,24 +128,44 @@ class Updater:
         self._update(update, span, report, rehearsal=True)
         return update
 
-    def _next(self, lease: Lease, report: Report) -> Window | None:
-        window = windows.claim(self._database, self._clock, self._settings, lease, method=self._method.name)
+    def _waits_for_canary(self, lease: Lease) -> bool:
+        """Whether an earlier window's candidate is on trial: the next one is to learn from it, if it is promoted.
+
+        Whatever ADAPTIDE_PROMOTE says by now: a canary that has begun is brought to its end.
+        """
+        duration = self._settings.canary_duration
+        held = promote_if_held(self._database, self._clock, self._artifacts, duration, lease)
+        if held is Held.PROMOTED:
+            self._tell(Change.POINTER)
+        return held is Held.WAITING
+
+    def _next(self, lease: Lease, report: Report, *, at_once: bool = False) -> Window | None:
+        window = windows.claim(
+            self._database, self._clock, self._settings, lease, method=self._method.name, at_once=at_once
+        )
         if window is None:
             return None
-        with WORKING.track_inprogress(), UPDATE_SECONDS.time():
+        named = {"adaptide.window_id": window.window_id, "adaptide.attempt": window.attempts}
+        with WORKING.track_inprogress(), UPDATE_SECONDS.time(), self._traces.span("window", named) as say:
             self._work(window, lease, report)
-        done = windows.read_window(self._database, window.window_id)
+            done = windows.read_window(self._database, window.window_id)
+            say({"adaptide.state": done.state.value})
         WINDOWS.labels((done.lease_fence == lease.fence and done.verdict) or LEFT).inc()
         return done
 
     def _work(self, window: Window, lease: Lease, report: Report) -> None:
-        update = Update()
+        update, limits = Update(), Limits.of(self._settings)
         log.info("window_claimed", window_id=window.window_id, events=window.events, attempt=window.attempts)
-        update.steps.on_done = lambda: windows.report_steps(
-            self._database, self._clock, window.window_id, lease, update.steps.rows
-        )
+
+        def step_done() -> None:
+            windows.report_steps(self._database, window.window_id, lease, update.steps.rows)
+            if update.verdict is None:  # what is judged is not thrown away for being late
+                limits.check()
+
+        update.steps.on_done, update.steps.around = step_done, self._traces.span
         try:
-            self._update(update, Range(window.after_seq, window.through_seq), report)
+            self._update(update, Range(window.after_seq, window.through_seq), limits.watching(report))
+            crash_point(CrashPoint.JUDGED)
             self._conclude(window, lease, update)
         except LeaseLost as error:
             log.warning("window_left", window_id=window.window_id, reason=error.detail)
@@ -134,7 +173,7 @@ class Updater:
             self._fail(window, lease, update, error.detail)
         except Exception as error:  # whatever it was, the window must not stay in training without a word
             log.exception("window_update_crashed", window_id=window.window_id)
-            self._fail(window, lease, update, f"{type(error).__name__}: {error}")
+            self._fail(window, lease, update, why(error))
 
     def _fail(self, window: Window, lease: Lease, update: Update, reason: str) -> None:
         try:
@@ -162,13 +201,24 @@ class Updater:
                 row["outcome"] = "skipped"
                 update.verdict, update.reason = WindowState.SKIPPED, "no base is active: run `adaptide base build`"
                 return
+            with self._database.read() as connection:
+                erasures = users.count_erasures(connection)
             data = load_streams(self._database, settings, index, span.after_seq, span.through_seq)
+            update.learners = Learners(tuple(stream.user_id for stream in data.streams), erasures)
             examples = build_examples(
-                data.streams, history_items=settings.history_items, min_events=settings.min_events_per_user
+                data.streams,
+                history_items=settings.history_items,
+                min_events=settings.min_events_per_user,
+                user_share=settings.window_max_user_share,
+                user_targets=settings.window_max_events_per_user,
+                repeats=settings.window_max_repeats,
             )
             update.serving, update.newest = serving, data.newest
+            update.basis = reproduce.basis(settings, index, examples, serving.backbone.device)
             update.statistics = counts(data, examples)
             row |= {"outcome": "built", **update.statistics}
+            if not rehearsal:
+                count_interactions(data, examples)
         if not examples.training or not examples.validation:
             update.verdict = WindowState.SKIPPED
             update.reason = (
@@ -178,6 +228,10 @@ class Updater:
         with steps.step("popularity") as row:
             ranking = self._popularity.by_row(index, span.after_seq, keep=not rehearsal)
             row["outcome"] = "counted"
+        with steps.step("drift") as row:
+            moved = drift.measure(self._database, settings, index, span.after_seq, span.through_seq, ranking).as_json()
+            update.statistics |= moved
+            row |= {"outcome": "measured", **moved}
         prequential = prequential_cases(
             data.streams,
             history_items=settings.history_items,
@@ -216,7 +270,7 @@ class Updater:
                 confidence=settings.gate_confidence,
                 seed=settings.seed,
             )
-            update.verdict = WindowState.PROMOTED if update.gate.passed else WindowState.REFUSED
+            update.verdict = self._passed if update.gate.passed else WindowState.REFUSED
             update.reason = ", ".join(update.gate.reasons) or None
             row["outcome"] = "passed" if update.gate.passed else "refused"
 
@@ -227,8 +281,12 @@ class Updater:
         learnt, serving = update.learnt, update.serving
         if learnt and serving and update.gate and Refusal.NON_FINITE_WEIGHTS not in update.gate.reasons:
             with update.steps.step("publish") as row:
+                if update.learners is not None:  # asked again when the outcome is written; here before files are
+                    with self._database.write() as connection:
+                        users.require_none_erased(connection, update.learners)
                 candidate = self._publish(window, update, learnt, serving)
                 row["outcome"] = candidate.adapter_version
+            crash_point(CrashPoint.PUBLISHED)
         outcome = Outcome(
             verdict=update.verdict,
             reason=update.reason,
@@ -237,6 +295,7 @@ class Updater:
             evaluations=evaluations(update, candidate),
             steps=update.steps.rows,
             statistics=update.statistics,
+            learners=update.learners,
         )
         moved = windows.conclude(
             self._database,
@@ -246,15 +305,18 @@ class Updater:
             lease,
             outcome,
             expected_revision=serving.pointer.revision if serving else None,
+            canary_share=self._settings.canary_share,
         )
         if moved is not None:
             self._tell(Change.POINTER)
+        elif outcome.verdict is WindowState.CANARY:
+            self._tell(Change.TRIAL)
         if (kept := kept_training(self._settings, KEPT, "")) is not None:
             kept.clear()
         if candidate is not None and self._settings.artifacts_collect:
-            self._collect()
+            self._collect(lease)
 
-    def _collect(self) -> None:
+    def _collect(self, lease: Lease) -> None:
         """Delete what nobody needs; under the updater's lease, so nothing is being published meanwhile."""
         settings = self._settings
         try:
@@ -266,6 +328,7 @@ class Updater:
                 grace=settings.artifacts_grace,
                 attempts=settings.window_attempts,
                 actor="updater",
+                lease=lease,
             )
         except AdaptideError as error:  # the window has its outcome; the next collection does it
             log.warning("artifacts_not_collected", reason=error.detail)
@@ -273,7 +336,7 @@ class Updater:
     def _publish(self, window: Window, update: Update, learnt: Learnt, serving: Serving) -> NewAdapter:
         settings, adapter = self._settings, learnt.candidate
         assert adapter is not None  # noqa: S101  # asked by _conclude
-        hyperparameters = training_settings(learnt, settings)
+        hyperparameters = training_settings(learnt, settings, update.basis)
         metadata = {
             "base_id": serving.base.base_id,
             "method": self._method.name,
@@ -282,15 +345,10 @@ class Updater:
             "hyperparameters": hyperparameters,
         }
         with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
-            save_adapter(
-                Path(folder),
-                adapter.tensors,
-                scale=adapter.scale,
-                dropout=settings.lora_dropout,
-                transposed=serving.base.dimensions.transposed,
-            )
-            if adapter.state:
-                save_file(dict(adapter.state), Path(folder) / METHOD_STATE)
+            try:
+                write_adapter(Path(folder), adapter, serving.base, settings)
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(f"the adapter could not be written to {folder}: {error}") from error
             published = self._artifacts.publish_adapter(Path(folder), metadata, window.window_id)
         return NewAdapter(
             adapter_version=published.id,
@@ -321,14 +379,6 @@ class Updater:
         incumbent = None
         if adapter_row is not None:
             opened = self._artifacts.open_adapter(adapter_row.adapter_version, adapter_row.digest, verified)
-            incumbent = Adapter(
-                _tensors(opened.tensors),
-                opened.config["lora_alpha"] / opened.config["r"],
-                adapter_row.method,
-                _tensors(self._artifacts.read_state(opened)),
-            )
+            state = self._artifacts.read_state(opened)
+            incumbent = Adapter.of(opened.tensors, opened.config, adapter_row.method, state)
         return Serving(pointer, verified, backbone, incumbent)
-
-
-def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

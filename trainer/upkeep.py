@@ -22,10 +22,10 @@ def upkeep(database: Database, clock: Clock, settings: Settings, owner: str) -> 
             log.info("partition_made", name=made.name, first=made.first, end=made.end)
     except AdaptideError as error:
         log.warning("partition_not_made", reason=error.detail)
-    if settings.event_retention is None:
+    if not retention.is_wanted(settings):
         return
     try:
-        with held(database, clock, RETENTION_LEASE, owner, settings.lease_duration) as lease:
+        with held(database, RETENTION_LEASE, owner, settings.lease_duration) as lease:
             if lease is not None:
                 retention.remove_old(database, clock, settings)
     except AdaptideError as error:

@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+LOSES = ("everything",)
+
 APPEND_ONLY = ("activations", "audit_log")
 
 

@@ -10,6 +10,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+LOSES = ("item_popularity", "popularity_state")
+
 # By name and without a batch: on SQLite a batch may copy the table, and an index needs no more than this.
 OLD_INDEX, OLD_COLUMNS = "ix_events_user_id_occurred_at_seq", ["user_id", "occurred_at", "seq"]
 NEW_INDEX = "ix_events_user_id_occurred_at_seq_item_id_event_type"

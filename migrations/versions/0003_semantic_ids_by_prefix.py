@@ -7,6 +7,8 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+LOSES = ()
+
 INDEX = "ix_items_base_id_code_0_code_1_code_2_code_3"
 
 

@@ -8,6 +8,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+LOSES = ()
+
 WIDTH = 1_000_000  # events in each of the first partitions; later ones follow the traffic
 COLUMNS = "seq, event_id, user_id, item_id, event_type, occurred_at, received_at, value, recommendation_id, position, properties"
 HISTORY = "ix_events_user_id_occurred_at_seq_item_id_event_type"
@@ -101,7 +103,7 @@ def _join_partitions() -> None:
 
 _SQLITE_EVENTS = """
     CREATE TABLE {name} (
-        seq INTEGER NOT NULL CONSTRAINT pk_events PRIMARY KEY AUTOINCREMENT,
+        seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         event_id VARCHAR(128) NOT NULL,
         {body_hash}
         user_id VARCHAR(128) NOT NULL,

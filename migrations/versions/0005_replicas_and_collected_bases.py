@@ -10,6 +10,8 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+LOSES = ("adapters.state", "bases.collected_at", "replicas")
+
 
 def upgrade() -> None:
     op.create_table(

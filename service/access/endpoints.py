@@ -1,6 +1,6 @@
-"""The dependency that lets a request in: `Depends(require(Scope.READ))`."""
+"""The dependency that lets a request in: `Depends(Require(Scope.READ))`."""
 
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
@@ -16,25 +16,27 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="A key
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def require(scope: Scope) -> Callable[[Request, Credentials], Awaitable[Principal]]:
+@dataclass(frozen=True, slots=True)
+class Require:
     """A dependency that returns the Principal; 401 without a good key, 403 when the key lacks `scope`."""
 
-    async def principal(request: Request, credentials: Credentials) -> Principal:
+    scope: Scope
+
+    async def __call__(self, request: Request, credentials: Credentials) -> Principal:
         if credentials is None:
             raise Unauthenticated("a valid API key is needed: Authorization: Bearer KEY")
         services = await services_of(request)  # one dependency less to resolve for every request
         token = credentials.credentials
         found = services.access.remembered(token)
         if found is None:
-            found = await run_in_threadpool(services.access.authenticate, token)
+            found = await run_in_threadpool(services.access.authenticate, token, self.scope)
         structlog.contextvars.bind_contextvars(key_id=found.key_id)
-        if not found.allows(scope):
+        request.state.principal = found  # for what is said about the request later (service/audit/refusals.py)
+        if not found.allows(self.scope):
             raise Forbidden("this API key may not do this")
         return found
 
-    return principal
 
-
-Reader = Annotated[Principal, Depends(require(Scope.READ))]
-Writer = Annotated[Principal, Depends(require(Scope.WRITE))]
-Admin = Annotated[Principal, Depends(require(Scope.ADMIN))]
+Reader = Annotated[Principal, Depends(Require(Scope.READ))]
+Writer = Annotated[Principal, Depends(Require(Scope.WRITE))]
+Admin = Annotated[Principal, Depends(Require(Scope.ADMIN))]

@@ -23,9 +23,10 @@ def insert(connection: Connection, key: ApiKey, digest: str) -> None:
     )
 
 
-def find(connection: Connection, key_id: str) -> tuple[ApiKey, str] | None:
-    """The key and its stored digest."""
-    row = connection.execute(sa.select(api_keys).where(api_keys.c.key_id == key_id)).one_or_none()
+def find(connection: Connection, key_id: str, *, lock: bool = False) -> tuple[ApiKey, str] | None:
+    """The key and its stored digest; `lock`: nobody else changes it before this transaction ends."""
+    query = sa.select(api_keys).where(api_keys.c.key_id == key_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     return None if row is None else (_key(row), row.digest)
 
 
@@ -39,6 +40,12 @@ def revoke(connection: Connection, key_id: str, now: datetime) -> bool:
     """Whether a key that was not revoked yet is now."""
     change = api_keys.update().where(api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
     return connection.execute(change.values(revoked_at=now)).rowcount == 1
+
+
+def replace(connection: Connection, key_id: str, successor: str, until: datetime) -> None:
+    """Note that a key was rotated to `successor` and is good no longer than `until`."""
+    change = api_keys.update().where(api_keys.c.key_id == key_id)
+    connection.execute(change.values(replaced_by=successor, expires_at=until))
 
 
 def touch(connection: Connection, key_id: str, now: datetime) -> None:
@@ -55,4 +62,5 @@ def _key(row: sa.Row[Any]) -> ApiKey:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        replaced_by=row.replaced_by,
     )

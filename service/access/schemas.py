@@ -41,6 +41,8 @@ class ApiKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    replaced_by: str | None = None
+    """The key that it was rotated to; its own expiry is then the end of the grace period."""
 
     @property
     def principal(self) -> Principal:

@@ -1,23 +1,24 @@
-"""API keys: create, list, revoke, and find out whom a token stands for."""
+"""API keys: create, list, rotate, revoke, and find out whom a token stands for."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from service.access import repository
 from service.access.schemas import ApiKey, CreatedKey, Principal, Scope
 from service.audit import repository as audit
-from service.errors import FieldError, InvalidRequest, NotFound, StoreUnavailable, Unauthenticated
+from service.errors import Conflict, FieldError, InvalidRequest, NotFound, StoreUnavailable, Unauthenticated
 from service.kit import keys
 from service.kit.clock import Clock
 from service.kit.db import Database
 
 MAX_NAME = 128
 MAX_EXPIRES_IN = timedelta(days=3650)
+MAX_GRACE = timedelta(days=90)
 CACHE_SECONDS = 4.0  # a revoked key must be refused within 5 s, one slow look-up included
 STALE_SECONDS = 300.0  # how long a key that was good stays good while the store does not answer
 TOUCH_EVERY = timedelta(minutes=1)
@@ -46,10 +47,10 @@ class AccessService:
     ) -> CreatedKey:
         """A new key. Raises InvalidRequest for an empty or unprintable name, no scope, or an expiry out of range."""
         _check(name, scopes, expires_in)
-        new, now = keys.new_key(), self._clock()
-        key = ApiKey(new.key_id, name, scopes, now, now + expires_in if expires_in else None, None, None)
+        made, digest = _make(name, scopes, self._clock(), expires_in)
+        key, now = made.key, made.key.created_at
         with self._database.write() as connection:
-            repository.insert(connection, key, new.digest)
+            repository.insert(connection, key, digest)
             audit.append(
                 connection,
                 now=now,
@@ -58,12 +59,51 @@ class AccessService:
                 subject=key.key_id,
                 details={"name": name, "scopes": sorted(scopes)},
             )
-        return CreatedKey(key, new.token)
+        return made
 
-    def list(self) -> list[ApiKey]:
+    def rotate(self, key_id: str, *, actor: str, grace: timedelta, expires_in: timedelta | None = None) -> CreatedKey:
+        """A new key of the same name and scopes; the old one is refused once `grace` has passed (0: within 5 s).
+
+        The new one lives as long as the old one was made for, or `expires_in`. Raises NotFound, Conflict for a key
+        that is revoked, expired or was rotated before, InvalidRequest for a grace or an expiry out of range.
+        """
+        if not timedelta(0) <= grace <= MAX_GRACE:
+            detail = f"the old key may stay good for 0 to {MAX_GRACE.days} days"
+            raise InvalidRequest(detail, errors=[FieldError("/grace", "out_of_range", detail)])
+        now = self._clock()
+        with self._database.write() as connection:
+            found = repository.find(connection, key_id, lock=True)
+            if found is None:
+                raise _unknown(key_id)
+            old = found[0]
+            if old.replaced_by is not None:
+                raise Conflict(f"key {key_id} was rotated to {old.replaced_by} already; rotate that one")
+            if not old.usable(now):
+                raise Conflict(f"key {key_id} is no longer good; make a new one: adaptide keys create")
+            if expires_in is None and old.expires_at is not None:
+                expires_in = old.expires_at - old.created_at
+            _check(old.name, old.scopes, expires_in)
+            made, digest = _make(old.name, old.scopes, now, expires_in)
+            until = min(now + grace, old.expires_at) if old.expires_at is not None else now + grace
+            repository.insert(connection, made.key, digest)
+            repository.replace(connection, key_id, made.key.key_id, until)
+            details = {"replaced_by": made.key.key_id, "good_until": until.isoformat()}
+            audit.append(connection, now=now, actor=actor, action="key.rotate", subject=key_id, details=details)
+        self._forget(key_id)
+        return made
+
+    def list(self) -> Sequence[ApiKey]:
         """All keys, oldest first, revoked and expired ones too."""
         with self._database.read() as connection:
             return repository.every(connection)
+
+    def find(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            found = repository.find(connection, key_id)
+        if found is None:
+            raise _unknown(key_id)
+        return found[0]
 
     def revoke(self, key_id: str, *, actor: str) -> ApiKey:
         """Refused everywhere within 5 s; revoking again changes nothing. Raises NotFound."""
@@ -73,20 +113,23 @@ class AccessService:
                 audit.append(connection, now=now, actor=actor, action="key.revoke", subject=key_id)
             found = repository.find(connection, key_id)
         if found is None:
-            raise NotFound(f"there is no key {key_id!r}; `adaptide keys list` shows them")
-        with self._lock:
-            self._verified = {d: v for d, v in self._verified.items() if v.key.key_id != key_id}
+            raise _unknown(key_id)
+        self._forget(key_id)
         return found[0]
 
     def remembered(self, token: str) -> Principal | None:
         """Whom `token` stands for, if that was looked up in the last 4 seconds. Never blocks."""
         return self._recall(keys.digest(token), CACHE_SECONDS)
 
-    def authenticate(self, token: str) -> Principal:
+    def was_good(self, token: str) -> bool:
+        """Whether `token` was looked up and good in the last 5 minutes. Never blocks."""
+        return self._recall(keys.digest(token), STALE_SECONDS) is not None
+
+    def authenticate(self, token: str, needs: Scope = Scope.READ) -> Principal:
         """Whom `token` stands for. Raises Unauthenticated, the same for every reason; StoreUnavailable.
 
-        While the store does not answer, a key that was good in the last 5 minutes still is: losing the store must not
-        stop recommendations.
+        While the store does not answer, a key that was good in the last 5 minutes may still read, and no more than
+        that: losing the store must not stop recommendations. Everything else needs the store anyhow.
         """
         digest = keys.digest(token)
         if known := self._recall(digest, CACHE_SECONDS):
@@ -99,7 +142,7 @@ class AccessService:
             with self._database.read() as connection:
                 found = repository.find(connection, key_id)
         except StoreUnavailable:
-            if known := self._recall(digest, STALE_SECONDS):
+            if needs is Scope.READ and (known := self._recall(digest, STALE_SECONDS)):
                 return known
             raise
         if found is None or not keys.matches(token, found[1]) or not found[0].usable(self._clock()):
@@ -109,6 +152,10 @@ class AccessService:
         self._remember(digest, _Verified(found[0], looked_up_at))
         self._touch(found[0])
         return found[0].principal
+
+    def _forget(self, key_id: str) -> None:
+        with self._lock:
+            self._verified = {d: v for d, v in self._verified.items() if v.key.key_id != key_id}
 
     def _recall(self, digest: str, seconds: float) -> Principal | None:
         verified = self._verified.get(digest)
@@ -131,6 +178,17 @@ class AccessService:
                 repository.touch(connection, key.key_id, now)
         except StoreUnavailable as error:  # bookkeeping must not refuse a request
             log.warning("key_use_not_noted", key_id=key.key_id, detail=error.detail)
+
+
+def _make(name: str, scopes: frozenset[Scope], now: datetime, expires_in: timedelta | None) -> tuple[CreatedKey, str]:
+    """A key that is not stored yet, and its digest."""
+    new = keys.new_key()
+    key = ApiKey(new.key_id, name, scopes, now, now + expires_in if expires_in else None, None, None)
+    return CreatedKey(key, new.token), new.digest
+
+
+def _unknown(key_id: str) -> NotFound:
+    return NotFound(f"there is no key {key_id!r}; `adaptide keys list` shows them")
 
 
 def _check(name: str, scopes: frozenset[Scope], expires_in: timedelta | None) -> None:

@@ -15,4 +15,5 @@ api_keys = sa.Table(
     sa.Column("expires_at", UtcDateTime),
     sa.Column("revoked_at", UtcDateTime),
     sa.Column("last_used_at", UtcDateTime),
+    sa.Column("replaced_by", sa.String(32), comment="the key that it was rotated to"),
 )

@@ -15,17 +15,27 @@ import structlog
 
 from service.adapters import repository, states
 from service.adapters.artifacts import ArtifactStore, VerifiedAdapter, VerifiedBase
-from service.adapters.integrity import mark_corrupt
+from service.adapters.integrity import mark_corrupt, require_adapter
+from service.adapters.lending import Lending, close
 from service.adapters.repository import Adapter, Base, Pointer
 from service.adapters.states import Move
-from service.errors import AdaptideError, ArtifactError, ArtifactMissing, StoreUnavailable
+from service.errors import (
+    AdaptideError,
+    ArtifactError,
+    ArtifactMissing,
+    ArtifactUntrusted,
+    Conflict,
+    StoreUnavailable,
+    Unavailable,
+)
 from service.generation.engine import Engine, ServedModel
 from service.kit.allocator import give_back_freed_memory
+from service.kit.backoff import Backoff
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.poller import Poller
 from service.kit.priority import give_way
-from service.telemetry import ACTIVATION_SECONDS, ACTIVATIONS, SERVED_REVISION
+from service.telemetry import ACTIVATION_SECONDS, ACTIVATIONS, DEGRADED, SERVED_REVISION
 
 log = structlog.get_logger(__name__)
 
@@ -69,15 +79,6 @@ class _Target:
         return (self.adapter.trained_through if self.adapter else None) or self.base.trained_through
 
 
-@dataclass(slots=True)
-class _Slot:
-    """A model with the number of its users; it is closed when it is retired and the last one has left."""
-
-    model: ServedModel
-    users: int = 0
-    retired: bool = False
-
-
 class Activation:
     """One per process. start() and stop() once each; everything else from any thread."""
 
@@ -96,16 +97,15 @@ class Activation:
         self._database, self._clock, self._artifacts, self._engine = database, clock, artifacts, engine
         self._warm, self._monotonic = warm, monotonic
         self._poller = Poller("activation", poll_interval, self._follow)
-        self._lock = threading.Lock()  # guards the slot and the status
+        self._lock = threading.Lock()  # guards the status
         self._refreshing = threading.Lock()  # one load at a time
-        self._slot: _Slot | None = None
+        self._lending = Lending()
+        self.lease_model = self._lending.lease
         # Of the model in service. The engine keeps that base in memory, so a swap need not read it all again.
         self._verified: VerifiedBase | None = None
         self._status = ActivationStatus()
-        self._failures = 0
-        self._retry_at = 0.0
+        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, monotonic)
         self._tried: int | None = None  # the revision that the latest attempt was for
-        self._stopped = False
 
     def start(self) -> None:
         self._poller.start()
@@ -117,32 +117,51 @@ class Activation:
     def stop(self) -> None:
         """End the thread; the model is freed when its last user has left."""
         self._poller.stop()
-        self._stopped = True
-        self._flip(None, self.status())
+        self._lending.stop()
 
     def status(self) -> ActivationStatus:
         with self._lock:
             return self._status
 
+    def load_beside(self, adapter: Adapter) -> ServedModel:
+        """Another adapter of the base in service, verified, loaded and warmed like any that serves; the caller's to
+        close. Raises ArtifactError, Unavailable while another base serves, and what the engine raises."""
+        with self._refreshing:
+            base, held = self._verified, self.status()
+            if base is None or held.base_id != adapter.base_id or base.base_id != adapter.base_id:
+                raise Unavailable(f"base {adapter.base_id} does not serve here")
+            return self._load(base, adapter)
+
     @contextmanager
-    def lease_model(self) -> Iterator[ServedModel | None]:
-        """The model in service, kept whole until the block ends; None while there is none."""
-        with self._lock:
-            slot = self._slot
-            if slot is not None:
-                slot.users += 1
-        try:
-            yield slot.model if slot is not None else None
-        finally:
-            if slot is not None:
-                self._leave(slot)
+    def beside(self, version: str) -> Iterator[ServedModel]:
+        """An adapter of the base in service, verified and loaded beside it until the block ends, for a few searches.
+
+        Nothing is swapped meanwhile, so never more is loaded than during a swap: keep the block short, and leave it
+        when the pointer moves. Raises Conflict for an adapter that cannot be loaded, NotFound, ArtifactError.
+        """
+        with self._refreshing:
+            base = self._verified
+            if base is None or self._lending.model is None:
+                raise Conflict("no model serves here, so there is nothing to load another one beside")
+            with self._database.read() as connection:
+                adapter = require_adapter(connection, version)
+            if adapter.base_id != base.base_id:
+                raise Conflict(f"adapter {version} is of base {adapter.base_id}; this process serves {base.base_id}")
+            if adapter.state in states.GONE:
+                raise Conflict(f"adapter {version} is {adapter.state.value}, so it cannot be loaded")
+            model = self._engine.load(base, self._open(adapter, base))
+            try:
+                yield model
+            finally:
+                close(model)
+                give_back_freed_memory()
 
     def _follow(self) -> None:
-        held = self._slot
+        held = self._lending.model
         if held is not None:  # from the first model on somebody may be answered while another one is loaded
             give_way()
         self.refresh()
-        if held is not None and held is not self._slot:
+        if held is not None and held is not self._lending.model:
             give_back_freed_memory()
 
     def refresh(self) -> ActivationStatus:
@@ -163,17 +182,18 @@ class Activation:
             pointer = repository.read_pointer(connection)
         self._note(store_reachable=True)
         if pointer.revision == self._tried:
-            if self.status().degraded is None or self._monotonic() < self._retry_at:
+            if self.status().degraded is None or self._backoff.pause_s:
                 return
         else:
-            self._tried, self._failures = pointer.revision, 0
+            self._tried = pointer.revision
+            self._backoff.reset()
         if pointer.base_id is None:
             self._note(settled=True, revision=pointer.revision)
             return
         wanted = self._target(pointer.base_id, pointer.adapter_version)
         try:
             self._serve(wanted, pointer, degraded=None)
-            self._failures = 0
+            self._backoff.reset()
         except ArtifactError as error:
             self._fall_back(wanted, pointer, error.detail)
         except AdaptideError:
@@ -195,7 +215,7 @@ class Activation:
         log.error(
             "activation_failed", adapter_version=pointer.adapter_version, revision=pointer.revision, reason=reason
         )
-        if self._slot is None or held.base_id != wanted.base.base_id:
+        if self._lending.model is None or held.base_id != wanted.base.base_id:
             for target in self._good_before(wanted):
                 try:
                     self._serve(target, pointer, degraded=reason)
@@ -240,7 +260,7 @@ class Activation:
             wanted_version=pointer.adapter_version,
         )
         held = self.status()
-        if self._slot is not None and (held.base_id, held.adapter_version) == target.identity:
+        if self._lending.model is not None and (held.base_id, held.adapter_version) == target.identity:
             self._note(revision=pointer.revision, degraded=degraded, wanted_base_id=base_id, wanted_version=version)
             SERVED_REVISION.set(pointer.revision)
             return
@@ -248,14 +268,9 @@ class Activation:
         base = self._verified
         if base is None or (base.base_id, base.digest) != (base_id, target.base.digest):
             base = self._artifacts.open_base(base_id, target.base.digest)
-        model = self._engine.load(base, self._open(target, base))
-        try:
-            self._warm(model)
-        except BaseException:
-            model.close()
-            raise
+        model = self._load(base, target.adapter)
         self._verified = base
-        self._flip(_Slot(model), status)
+        self._lending.flip(model, lambda: self._put(status))
         seconds = self._monotonic() - began
         ACTIVATIONS.labels("degraded" if degraded else "ok").inc()
         ACTIVATION_SECONDS.observe(seconds)
@@ -264,50 +279,38 @@ class Activation:
             "model_activated", base_id=base_id, adapter_version=version, revision=pointer.revision, seconds=seconds
         )
 
-    def _open(self, target: _Target, base: VerifiedBase) -> VerifiedAdapter | None:
-        adapter = target.adapter
+    def _load(self, base: VerifiedBase, adapter: Adapter | None) -> ServedModel:
+        model = self._engine.load(base, self._open(adapter, base))
+        try:
+            self._warm(model)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def _open(self, adapter: Adapter | None, base: VerifiedBase) -> VerifiedAdapter | None:
         if adapter is None:
             return None
         try:
             return self._artifacts.open_adapter(adapter.adapter_version, adapter.digest, base)
-        except ArtifactMissing:  # perhaps only out of reach from here
+        except (ArtifactMissing, ArtifactUntrusted):  # perhaps only out of reach from here, or keys are wrong here
             raise
         except ArtifactError as error:
             mark_corrupt(self._database, self._clock, adapter.adapter_version, error.detail, actor="service")
             raise
 
-    def _flip(self, slot: _Slot | None, status: ActivationStatus) -> None:
+    def _put(self, status: ActivationStatus) -> None:
         with self._lock:
-            old, self._slot, self._status = self._slot, slot, status
-            if self._stopped and slot is not None:  # loaded while the thread was being stopped
-                old, self._slot = slot, None
-            drained = old is not None and old.users == 0
-            if old is not None:
-                old.retired = True
-        if old is not None and drained:
-            _close(old.model)
-
-    def _leave(self, slot: _Slot) -> None:
-        with self._lock:
-            slot.users -= 1
-            last = slot.retired and slot.users == 0
-        if last:
-            _close(slot.model)
+            self._status = status
+            DEGRADED.set(int(status.degraded is not None))
 
     def _fail(self, reason: str) -> None:
         """Flag the failure and put the next attempt off, longer each time."""
-        self._retry_at = self._monotonic() + min(FIRST_RETRY_S * 2**self._failures, LONGEST_RETRY_S)
-        self._failures += 1
+        self._backoff.failed()
         ACTIVATIONS.labels("failed").inc()
         self._note(settled=True, degraded=reason)
 
     def _note(self, **changes: object) -> None:
         with self._lock:
             self._status = replace(self._status, **changes)  # type: ignore[arg-type]  # names are checked by replace
-
-
-def _close(model: ServedModel) -> None:
-    try:
-        model.close()
-    except Exception:  # freeing an old model must not fail the request that used it last
-        log.exception("model_close_failed", adapter_version=model.adapter_version)
+            DEGRADED.set(int(self._status.degraded is not None))

@@ -1,4 +1,4 @@
-"""`adaptide artifacts check, gc`: the place of artifacts and what nobody needs any more."""
+"""`adaptide artifacts check, sign, gc`: the place of artifacts, signatures, and what nobody needs any more."""
 
 import os
 import socket
@@ -9,11 +9,14 @@ import typer
 from service.adapters import garbage
 from service.adapters.commands import ACTOR, opened_with_artifacts
 from service.adapters.garbage import Collected
+from service.adapters.place import require_writable
+from service.adapters.signing import sign_registered
 from service.cli import Json, print_json
-from service.errors import Unavailable
+from service.errors import ConfigurationError, Conflict, Unavailable
 from service.kit.clock import utc_now
 from service.kit.ids import uuid7
 from service.kit.lease_keeper import held
+from service.kit.leases import Lease
 from service.windows.service import UPDATER_LEASE
 
 app = typer.Typer(no_args_is_help=True, help="The place of bases and adapters.")
@@ -32,6 +35,27 @@ def check(as_json: Json = False) -> None:
 
 
 @app.command()
+def sign(as_json: Json = False) -> None:
+    """Sign every registered base and adapter with ADAPTIDE_SIGNING_KEY, once it is what was registered."""
+    with opened_with_artifacts() as (_, database, artifacts):
+        if not artifacts.keys.set:
+            raise ConfigurationError("ADAPTIDE_SIGNING_KEY is not set; make a key with: openssl rand -hex 32")
+        require_writable(artifacts)
+        key_id = artifacts.keys.ids[0]
+        done = sign_registered(database, utc_now, artifacts, key_id, actor=ACTOR)
+    if as_json:
+        print_json({"key": key_id, "signed": done.signed, "signed_before": done.before, "refused": done.refused})
+    else:
+        for name in done.signed:
+            typer.echo(f"signed {name}")
+        for name, why in done.refused.items():
+            typer.echo(f"refused {name}: {why}", err=True)
+        typer.echo(f"signed {len(done.signed)} with key {key_id}, {len(done.before)} were already")
+    if done.refused:
+        raise Conflict(f"{len(done.refused)} were not signed, for they are not what was registered")
+
+
+@app.command()
 def gc(
     keep: Annotated[int | None, typer.Option(min=1, help="Newest so many; ADAPTIDE_ARTIFACTS_KEEP.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
@@ -41,7 +65,7 @@ def gc(
     with opened_with_artifacts() as (settings, database, artifacts):
         owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
 
-        def collect(leftovers: bool) -> Collected:
+        def collect(leftovers: bool, lease: Lease | None = None) -> Collected:
             return garbage.collect(
                 database,
                 utc_now,
@@ -52,13 +76,14 @@ def gc(
                 actor=ACTOR,
                 leftovers=leftovers,
                 dry_run=dry_run,
+                lease=lease,
             )
 
         if dry_run:
             busy, done = False, collect(True)
         else:  # an updater may be about to register what it has published
-            with held(database, utc_now, UPDATER_LEASE, owner, settings.lease_duration) as lease:
-                busy, done = lease is None, collect(lease is not None)
+            with held(database, UPDATER_LEASE, owner, settings.lease_duration) as lease:
+                busy, done = lease is None, collect(lease is not None, lease)
     if as_json:
         print_json(_shown(done, dry_run, busy))
     else:

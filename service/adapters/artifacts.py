@@ -1,17 +1,17 @@
-"""The place of published bases and adapters: written once under a name that is their hash, verified before any load.
+"""Published bases and adapters: written once under their hash, verified before any load. One class, so over 300 lines.
 
 root/bases/<base_id>/{manifest.json, model/..., codec/...}
 root/adapters/<version>/{manifest.json, adapter_config.json, adapter_model.safetensors}
 
-The place is a folder, or a URL of an object store that is read through a cache of the same layout (remote.py).
+Either also holds manifest.sig.json where a key to sign with is set (signatures.py). The place is a folder, or a URL of
+an object store that is read through a cache of the same layout (remote.py).
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +22,20 @@ from numpy.typing import NDArray
 
 from service.adapters import contents
 from service.adapters import manifest as manifests
-from service.adapters.folder import check_folder, measure_folder
+from service.adapters.folder import (
+    check_folder,
+    check_same,
+    folder_signature,
+    measure_folder,
+    publish_to_folder,
+    write_signature,
+)
 from service.adapters.lora import Dimensions
 from service.adapters.manifest import MANIFEST, Kind, Manifest
 from service.adapters.remote import RemoteShelf
+from service.adapters.signatures import NO_KEYS, Keys
 from service.errors import ArtifactError
-from service.kit.files import publish_folder, set_aside, stale_staging
+from service.kit.files import set_aside, stale_staging
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -79,19 +87,22 @@ class ArtifactStore:
     """Publishes and opens artifacts in one place. Safe to share between threads and processes.
 
     Every method raises ArtifactError saying which artifact and why, ArtifactMissing when its folder is not there,
-    ArtifactUnreachable (one of the latter) when the object store does not answer or refuses.
+    ArtifactUnreachable (one of the latter) when the object store does not answer or refuses, ArtifactUntrusted when
+    it is not signed by one of `keys`.
     """
 
-    def __init__(self, root: Path, remote: RemoteShelf | None = None) -> None:
-        """root: the folder; with `remote`, that of its cache."""
+    def __init__(self, root: Path, remote: RemoteShelf | None = None, keys: Keys = NO_KEYS) -> None:
+        """root: the folder; with `remote`, that of its cache, and keys are the remote's."""
         self.root, self.remote = root, remote
+        self.keys = keys if remote is None else remote.keys
 
     def publish_base(self, source: Path, metadata: Mapping[str, Any]) -> Published:
         """Copy `source` (folders model and codec) under the name of its hash; publishing it again changes nothing."""
         with _about(f"the base in {source}"):
             manifest = contents.describe(source, Kind.BASE, metadata)
-            contents.check_base_files(source, manifest)
-            contents.check_base_weights(source, manifest)
+            norms = contents.check_base_weights(source, manifest, contents.check_base_files(source, manifest))
+            if norms:
+                manifest = replace(manifest, metadata=manifest.metadata | {contents.NORMS: norms})
             digest = hashlib.sha256(manifest.encode()).hexdigest()
             base_id = f"b-{digest[:16]}"
             return self._publish(BASES, source, manifest, Published(base_id, digest, self._base_path(base_id)))
@@ -152,6 +163,29 @@ class ArtifactStore:
         """The sizes of a base, from its manifest and model config alone; its weights are not read."""
         with _about(f"base {base_id!r}"):
             return self._dimensions(base_id, digest)
+
+    def sign(self, room: str, name: str, digest: str) -> bool:
+        """Sign an artifact with the key that signs now; False when it was already.
+
+        digest: the store's, which decides what is signed. The caller has verified the content.
+        """
+        with _about(name):
+            path = self._inside(room, name)
+            data = self.remote.published_manifest(room, name) if self.remote else self._manifest_bytes(room, path)
+            self._require_registered(data, path, digest)
+            before = self.remote.signature(room, name) if self.remote else folder_signature(path)
+            signature = self.keys.sign(data)
+            if signature is None or self.keys.is_current(data, before):
+                return False
+            if self.remote is not None:
+                self.remote.put_signature(room, name, signature)
+            else:
+                write_signature(path, signature)
+            return True
+
+    def without_keys(self) -> "ArtifactStore":
+        """The same place, read whether it is signed or not: for who is about to sign."""
+        return ArtifactStore(self.root, self.remote.without_keys() if self.remote else None)
 
     def check(self, *, write: bool = False) -> None:
         """Raises ArtifactError unless the place can be read, and with `write` written to. A new folder is as good."""
@@ -232,59 +266,44 @@ class ArtifactStore:
         return manifests.read_plain(path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
 
     def _manifest(self, room: str, path: Path, digest: str, kind: Kind) -> Manifest:
-        return self._decoded(self._manifest_bytes(room, path), path, digest, kind)
+        data = manifests.read_plain(path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
+        return self._decoded(data, lambda: folder_signature(path), path, digest, kind)
 
-    def _decoded(self, data: bytes, path: Path, digest: str, kind: Kind) -> Manifest:
+    def _decoded(
+        self, data: bytes, signature: Callable[[], bytes | None], path: Path, digest: str, kind: Kind
+    ) -> Manifest:
+        self._require_registered(data, path, digest)
+        if self.keys.set:
+            self.keys.check(data, signature())
+        return manifests.decode_manifest(data, kind)
+
+    def _require_registered(self, data: bytes, path: Path, digest: str) -> None:
         if hashlib.sha256(data).hexdigest() != digest:
             raise ArtifactError("its manifest is not the one that was registered")
         short = path.name.rpartition("-")[2]
         if not digest.startswith(short):
             raise ArtifactError("its name is not that of its manifest")
-        return manifests.decode_manifest(data, kind)
 
     def _dimensions(self, base_id: str, base_digest: str) -> Dimensions:
-        path, limit = self._base_path(base_id), contents.MAX_TEXT_BYTES
-
-        if self.remote is None or path.exists():
+        path, remote = self._base_path(base_id), self.remote
+        if remote is None or path.exists():
             try:
-                data = manifests.read_plain(path / MANIFEST, manifests.MAX_MANIFEST_BYTES)
-                manifest = self._decoded(data, path, base_digest, Kind.BASE)
-                return contents.read_dimensions(path, manifest)
+                return contents.read_dimensions(path, self._manifest(BASES, path, base_digest, Kind.BASE))
             except ArtifactError:
-                if self.remote is None:
+                if remote is None:
                     raise
-        manifest = self._decoded(self.remote.published_manifest(BASES, base_id), path, base_digest, Kind.BASE)
-        remote = self.remote
+        data = remote.published_manifest(BASES, base_id)
+        manifest = self._decoded(data, lambda: remote.signature(BASES, base_id), path, base_digest, Kind.BASE)
+        limit = contents.MAX_TEXT_BYTES
         return contents.dimensions_of(manifest, lambda name: remote.read_listed(BASES, base_id, manifest, name, limit))
 
     def _publish(self, room: str, source: Path, manifest: Manifest, published: Published) -> Published:
+        signature = self.keys.sign(manifest.encode())
         if self.remote is not None:
-            self.remote.publish(room, published.id, source, manifest)
-            return published
-        if not published.path.exists():
-            try:
-                with publish_folder(published.path) as staging:
-                    for name, entry in manifest.files.items():
-                        (staging / name).parent.mkdir(exist_ok=True)
-                        if manifests.copy_plain(source / name, staging / name) != entry:
-                            raise ArtifactError(f"{name} changed while it was being published; publish again")
-                    (staging / MANIFEST).write_bytes(manifest.encode())
-                return published
-            except OSError as error:
-                if not published.path.exists():  # else another process published the same content a moment ago
-                    raise ArtifactError(f"it could not be written to {self.root}: {error.strerror or error}") from error
-        self._require_same(room, manifest, published)
-        os.utime(published.path / MANIFEST)  # its age says that somebody still wants it
+            self.remote.publish(room, published.id, source, manifest, signature)
+        elif not publish_to_folder(published.path, source, manifest, signature):
+            check_same(published.path, manifest, signature)
         return published
-
-    def _require_same(self, room: str, manifest: Manifest, published: Published) -> None:
-        if self._manifest_bytes(room, published.path) != manifest.encode():
-            raise ArtifactError(
-                f"{published.path} is already published with other content; a published name is never reused"
-            )
-        contents.check_listing(published.path, manifest)
-        for name, entry in manifest.files.items():
-            manifests.check_entry(published.path / name, entry)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class Change(StrEnum):
 
     POINTER = "pointer"
     CATALOGUE = "catalogue"
+    TRIAL = "trial"
 
 
 Announce = Callable[[Change], None]

@@ -19,10 +19,12 @@ from service.adapters.schemas import (
     RegistryView,
     RollbackRequest,
 )
+from service.audit.refusals import Audited
 from service.errors import FieldError, InvalidRequest
+from service.kit.keys import redacted
 from service.wiring import ServicesDep
 
-router = APIRouter(tags=["admin"])
+router = APIRouter(tags=["admin"], route_class=Audited)
 
 Version = Annotated[
     str, Path(min_length=1, max_length=64, pattern="^[A-Za-z0-9-]+$", examples=["a000004-3f9c21d07be4"])
@@ -31,7 +33,13 @@ _ETAG = re.compile(r'"(\d{1,9})"')
 
 
 def precondition(
-    if_match: Annotated[str | None, Header(description='The revision it was decided on, quoted: "7". * : any.')] = None,
+    if_match: Annotated[
+        str | None,
+        Header(
+            description='The revision it was decided on, quoted: "7". * : any.',
+            json_schema_extra={"pattern": r'^("[0-9]{1,9}"|\*)$'},
+        ),
+    ] = None,
 ) -> int | None:
     """The revision in If-Match, None for none or `*`. Raises InvalidRequest for anything else."""
     if if_match is None or if_match.strip() == "*":
@@ -95,7 +103,7 @@ def rollback(
     Going back repeatedly goes further back, never forth. Only adapters that have served or passed the gate qualify.
     """
     asked = body or RollbackRequest()
-    request = _request(principal, asked.reason, if_match, idempotency_key)
+    request = move_request(principal, asked.reason, if_match, idempotency_key)
     done = service.rollback(services.database, services.clock, services.artifacts, request, asked.to_version)
     services.pointer_moved()
     services.shared.announce(Change.POINTER)
@@ -112,12 +120,16 @@ def promote(
     body: PromoteRequest | None = None,
 ) -> ActivationView:
     """Verify an adapter's files and make it the active one, unless the gate refused it or its files are damaged."""
-    request = _request(principal, body.reason if body else None, if_match, idempotency_key)
+    request = move_request(principal, body.reason if body else None, if_match, idempotency_key)
     done = service.promote(services.database, services.clock, services.artifacts, version, request)
     services.pointer_moved()
     services.shared.announce(Change.POINTER)
     return ActivationView.model_validate(done)
 
 
-def _request(principal: Principal, reason: str | None, revision: int | None, key: str | None) -> MoveRequest:
+def move_request(principal: Principal, reason: str | None, revision: int | None, key: str | None) -> MoveRequest:
+    """Raises InvalidRequest for a key that is a secret."""
+    if key is not None and redacted(key) != key:  # it would be stored
+        detail = "Idempotency-Key is an API key; send an identifier of this request, such as a UUID"
+        raise InvalidRequest(detail, errors=[FieldError("/header/Idempotency-Key", "secret", detail)])
     return MoveRequest(principal.actor, reason, revision, key)

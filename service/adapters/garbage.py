@@ -17,9 +17,13 @@ from service.adapters.collection import Choice, Registry, Use, choose
 from service.adapters.states import AdapterState, Move
 from service.audit import repository as audit
 from service.errors import ArtifactError, ArtifactMissing
+from service.kit import leases
 from service.kit.clock import Clock
+from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.db import Database
+from service.kit.leases import Lease
 from service.replicas import repository as replicas
+from service.trials import repository as trials
 from service.windows.uses import of_windows
 
 log = structlog.get_logger(__name__)
@@ -52,11 +56,13 @@ def collect(
     actor: str,
     leftovers: bool = True,
     dry_run: bool = False,
+    lease: Lease | None = None,
 ) -> Collected:
     """Delete what nobody needs (see collection.choose) and what was never registered and is older than `grace`.
 
     attempts: settings' window_attempts. leftovers: whether to look at what is not registered; only for who holds the
-    updater's lease, so that no window is being published meanwhile. Raises ArtifactUnreachable when the place of
+    updater's lease, so that no window is being published meanwhile. lease: that one, which must be in force when
+    anything is marked and whenever a leftover goes. Raises LeaseLost, and ArtifactUnreachable when the place of
     artifacts cannot be listed; then nothing is marked.
     """
     present = {room: artifacts.names(room) for room in (ADAPTERS, BASES)}
@@ -66,9 +72,12 @@ def collect(
             done = Collected(choose(_registry(connection, attempts), keep=keep, since=since))
     else:
         with database.write() as connection:
+            if lease is not None:
+                leases.check(connection, lease)
             repository.read_pointer(connection, lock=True)  # no move of it until the marks are written
             done = Collected(choose(_registry(connection, attempts), keep=keep, since=since))
             _mark(connection, done.choice, clock(), actor)
+        crash_point(CrashPoint.COLLECTING)
     with database.read() as connection:  # as the marks are now: those of a collection that was cut off included
         marked, known = _marked(connection, done.choice)
     for room, deleted in ((ADAPTERS, done.adapters), (BASES, done.bases)):
@@ -76,6 +85,7 @@ def collect(
             if name in marked:
                 _remove(artifacts, room, name, done, deleted, dry_run)
             elif name not in known and leftovers:
+                _require(database, lease)
                 _remove(artifacts, room, name, done, done.leftovers, dry_run, unless_since=since)
     if leftovers and not dry_run:
         done.staging = artifacts.remove_staging(since)
@@ -91,6 +101,12 @@ def collect(
     return done
 
 
+def _require(database: Database, lease: Lease | None) -> None:
+    if lease is not None:
+        with database.write() as connection:
+            leases.check(connection, lease)
+
+
 def _registry(connection: Connection, attempts: int) -> Registry:
     pointer = repository.read_pointer(connection)
     moves = repository.activations_of_base(connection, pointer.base_id) if pointer.base_id else []
@@ -100,7 +116,10 @@ def _registry(connection: Connection, attempts: int) -> Registry:
         uses += [
             Use(by, replica.base_id, replica.adapter_version),
             Use(by, replica.wanted_base_id, replica.wanted_version),
+            Use(by, None, replica.trial_version),
         ]
+    if (latest := trials.latest(connection)) is not None and latest.trial is not None:
+        uses.append(Use("trial", latest.base_id, latest.adapter_version))
     return Registry(
         pointer,
         repository.list_bases(connection),

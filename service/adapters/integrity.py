@@ -10,9 +10,10 @@ from service.adapters.artifacts import ArtifactStore
 from service.adapters.repository import Adapter, Base, Pointer, read_pointer
 from service.adapters.states import AdapterState
 from service.audit import repository as audit
-from service.errors import ArtifactError, ArtifactMissing, Conflict, NotFound
+from service.errors import ArtifactError, ArtifactMissing, ArtifactUntrusted, Conflict, NotFound
 from service.kit.clock import Clock
 from service.kit.db import Database
+from service.trials.ending import settle
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +22,9 @@ def verify(database: Database, clock: Clock, artifacts: ArtifactStore, version: 
     """Read every byte of an adapter's folder and compare it with what was registered.
 
     An adapter that is not what was published is marked corrupt; one that was marked and is whole again is readmitted.
-    Raises NotFound, and Conflict when it fails. A folder that is not there, or a damaged base, marks nothing: the
-    folder may only be out of reach, and the adapter is not to blame for its base.
+    Raises NotFound, and Conflict when it fails. A folder that is not there, a damaged base or a signature that does not
+    count here marks nothing: the folder may only be out of reach, the adapter is not to blame for its base, and the
+    keys may be wrong in this process alone.
     """
     with database.read() as connection:
         adapter = require_adapter(connection, version)
@@ -35,7 +37,7 @@ def verify(database: Database, clock: Clock, artifacts: ArtifactStore, version: 
         raise Conflict(error.detail) from error
     try:
         artifacts.verify_adapter(version, adapter.digest, base.base_id, dimensions)
-    except ArtifactMissing as error:
+    except (ArtifactMissing, ArtifactUntrusted) as error:
         raise Conflict(error.detail) from error
     except ArtifactError as error:
         mark_corrupt(database, clock, version, error.detail, actor=actor)
@@ -74,7 +76,8 @@ def verify_with_base(
 def mark_corrupt(database: Database, clock: Clock, version: str, reason: str, *, actor: str) -> None:
     """Note that an adapter's folder is damaged; noting it again, or of a refused one, changes nothing."""
     with database.write() as connection:
-        adapter = repository.find_adapter(connection, version, lock=True)
+        pointer = repository.read_pointer(connection, lock=True)  # a move that has seen the old state is waited for
+        adapter = repository.find_adapter(connection, version)
         if adapter is None or not states.allowed(adapter.state, AdapterState.CORRUPT):
             return
         repository.set_state(connection, version, AdapterState.CORRUPT)
@@ -86,13 +89,14 @@ def mark_corrupt(database: Database, clock: Clock, version: str, reason: str, *,
             subject=version,
             details={"reason": reason[:500], "was": adapter.state.value},
         )
+        settle(connection, clock, pointer, actor=actor)
     log.error("adapter_marked_corrupt", adapter_version=version, reason=reason)
 
 
 def _readmit(database: Database, clock: Clock, version: str, actor: str) -> Adapter:
     with database.write() as connection:
         pointer = repository.read_pointer(connection, lock=True)
-        adapter = repository.find_adapter(connection, version, lock=True)
+        adapter = repository.find_adapter(connection, version)
         assert adapter is not None  # noqa: S101  # adapters are never deleted
         if adapter.state is not AdapterState.CORRUPT:
             return adapter

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.adapters.tensors import decode_float32, is_finite, read_all
+from service.adapters.tensors import MAX_HEADER_BYTES, decode_float32, is_finite, read_all
 from service.errors import ArtifactError
 
 PROJECTIONS = {
@@ -19,6 +19,8 @@ MAX_RANK = 1024  # cumulative methods export stacked ranks
 MAX_SCALE = 64.0  # alpha / r; the paper's is 2
 # Frobenius norm of one tensor. PEFT initialises A to about sqrt(r / 3): 1.6 at rank 8, 18 at rank 1024.
 MAX_NORM = 1_000.0
+MAX_UPDATE = 32.0
+"""Frobenius norm of scale * B A, in norms of the weight that it is added to (measured in docs/decisions/0027)."""
 
 ADAPTED_LAYERS = "adapted_layers.json"
 """Beside a base's model whose adapters adapt other layers than a Llama's seven projections: which, and their sizes."""
@@ -46,11 +48,12 @@ class Dimensions:
     """The layers of a base that its adapters adapt: name of the module -> (rows, columns), by the base's own names.
 
     transposed: the base stores their weights as [columns, rows] (GPT-2), which PEFT calls fan_in_fan_out. An adapter's
-    tensors are the same either way.
+    tensors are the same either way. norms: Frobenius norms of their weights, where the base's manifest gives them.
     """
 
     modules: Mapping[str, tuple[int, int]]
     transposed: bool = False
+    norms: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Dimensions":
@@ -65,7 +68,9 @@ class Dimensions:
 
         hidden, heads = count("hidden_size"), count("num_attention_heads")
         head = count("head_dim", hidden // heads)
-        attention, key_value = heads * head, count("num_key_value_heads", heads) * head
+        together = "the base's config.json gives heads times head_dim"
+        attention = _size(together, heads * head)
+        key_value = _size(together, count("num_key_value_heads", heads) * head)
         intermediate = count("intermediate_size")
         shapes = {
             "q_proj": (attention, hidden),
@@ -88,6 +93,8 @@ class Dimensions:
         found, transposed = value.get("modules"), value.get("transposed", False)
         if not isinstance(found, dict) or not found or type(transposed) is not bool:
             raise ArtifactError(f"{ADAPTED_LAYERS} lists no modules; build the base again")
+        if len(found) > MOST_LAYERS:
+            raise ArtifactError(f"{ADAPTED_LAYERS} lists {len(found)} modules, which no model has")
         modules = {}
         for name, shape in found.items():
             if not _MODULE.fullmatch(name) or not isinstance(shape, list) or len(shape) != 2:
@@ -184,7 +191,33 @@ def read_weights(data: bytes, config: dict[str, Any], dimensions: Dimensions) ->
         norm = float(np.linalg.norm(weights[name].astype(np.float64)))
         if norm > MAX_NORM:
             raise ArtifactError(f"tensor {name!r} has norm {norm:.3g}, above {MAX_NORM:g}; the training run diverged")
+    check_update(weights, config["lora_alpha"] / rank, dimensions)
     return weights
+
+
+def check_update(weights: Mapping[str, NDArray[np.float32]], scale: float, dimensions: Dimensions) -> None:
+    """Raises ArtifactError when scale * B A would swamp a weight of the base, so that it alone is what serves."""
+    for module, norm in dimensions.norms.items():
+        pair = [weights.get(f"{PEFT_PREFIX}{module}.lora_{side}.weight") for side in "AB"]
+        if norm and pair[0] is not None and pair[1] is not None:
+            ratio = scale * product_norm(pair[0], pair[1]) / norm
+            if ratio > MAX_UPDATE:
+                raise ArtifactError(
+                    f"its update of {module} is {ratio:.3g} times the base's weight in norm, above {MAX_UPDATE:g}; the "
+                    "training run diverged"
+                )
+
+
+def product_norm(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Frobenius norm of B A [rows, columns], which is not formed: tr(B'B AA'), two products of rank x rank."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    return float(np.sqrt(max(0.0, np.sum((b64.T @ b64) * (a64 @ a64.T)))))
+
+
+def most_bytes(config: dict[str, Any], dimensions: Dimensions) -> int:
+    """Of a file of safetensors with such an adapter in it."""
+    shapes = expected_shapes(config["target_modules"], config["r"], dimensions)
+    return MAX_HEADER_BYTES + 8 + sum(4 * rows * columns for rows, columns in shapes.values())
 
 
 def expected_shapes(targets: list[str], rank: int, dimensions: Dimensions) -> dict[str, tuple[int, int]]:

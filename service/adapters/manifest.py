@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,8 @@ def decode_manifest(data: bytes, kind: Kind) -> Manifest:
             or set(document) != {"format", "kind", "files", "metadata"}
         ):
             raise ArtifactError(f"its manifest is not that of a format 1 {kind}")
+        if len(document["files"]) > MAX_FILES:
+            raise ArtifactError(f"its manifest lists more than {MAX_FILES} files")
         files = {}
         for name, entry in document["files"].items():
             if (
@@ -69,9 +72,12 @@ def decode_manifest(data: bytes, kind: Kind) -> Manifest:
             files[name] = FileEntry(entry["sha256"], entry["bytes"])
         if not isinstance(document["metadata"], dict):
             raise ArtifactError("its manifest has malformed metadata")
+        manifest = Manifest(kind, files, document["metadata"])
+        if manifest.encode() != data:  # a name twice, another order: what another reader might take for something else
+            raise ArtifactError("its manifest is not written as manifests are")
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError("its manifest cannot be read") from error
-    return Manifest(kind, files, document["metadata"])
+    return manifest
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -92,7 +98,7 @@ def list_files(folder: Path) -> dict[str, int]:
                 if not stat.S_ISREG(status.st_mode):
                     raise ArtifactError(f"{name!r} is a link, a device or too deep; only plain files are read")
                 found[name] = status.st_size
-            if len(found) > MAX_FILES:
+            if len(found) > MAX_FILES + 2:
                 raise ArtifactError(f"it holds more than {MAX_FILES} files")
         return found
     except FileNotFoundError as error:
@@ -105,7 +111,7 @@ def list_files(folder: Path) -> dict[str, int]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return list(entries)
+        return list(islice(entries, MAX_FILES + 3))  # with manifest and signature, still one too many
 
 
 @contextmanager
@@ -120,17 +126,19 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r} cannot be opened: {error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # fdopen would fail in its own way on a folder
+        raise ArtifactError(f"{path} is not a plain file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ArtifactError(f"{path} is not a plain file")
         yield file
 
 
 def read_plain(path: Path, limit: int) -> bytes:
     """All bytes of a plain file of at most `limit` bytes. Raises ArtifactError."""
     with open_plain(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size) if size <= limit else b""
+    if size > limit:
         raise ArtifactError(f"{path.name} is larger than {limit} bytes")
     return data
 

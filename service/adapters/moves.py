@@ -1,7 +1,8 @@
 """One move of the pointer inside a transaction: the conditions on it, where it may go, and everything it writes."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 import structlog
@@ -14,6 +15,8 @@ from service.adapters.states import Action, AdapterState
 from service.audit import repository as audit
 from service.errors import Conflict, PreconditionFailed
 from service.kit.clock import Clock
+from service.kit.keys import redacted
+from service.trials.ending import settle
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +48,9 @@ class MoveRequest:
     idempotency_key: str | None = None
 
 
-def fingerprint(action: Action, version: str | None, request: MoveRequest) -> str:
-    """What makes two requests the same one: who asks for what, on which condition."""
-    parts = [action.value, version, request.actor, request.reason, request.expected_revision]
+def fingerprint(asked: Sequence[object], request: MoveRequest) -> str:
+    """What makes two requests the same one: who asks for what (such as an action and a version), on which condition."""
+    parts = [*asked, request.actor, request.reason, request.expected_revision]
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
 
 
@@ -132,6 +135,7 @@ def move(
     fingerprint: str | None = None,
 ) -> Activation:
     """Move the locked pointer, change both adapters' states, write history and audit log."""
+    request = replace(request, reason=redacted(request.reason)) if request.reason else request
     left, revision, now = pointer.adapter_version, pointer.revision + 1, clock()
     if left is not None and left != to_version:
         adapter = require_adapter(connection, left)
@@ -139,7 +143,8 @@ def move(
             repository.set_state(connection, left, AdapterState.RETIRED)
     if to_version is not None and left != to_version:
         repository.set_state(connection, to_version, AdapterState.ACTIVE)
-    repository.write_pointer(connection, Pointer(revision, base_id, to_version))
+    moved = Pointer(revision, base_id, to_version)
+    repository.write_pointer(connection, moved)
     details = {"from_version": left, "to_version": to_version, "base_id": base_id, "revision": revision}
     audit_id = audit.append(
         connection,
@@ -164,5 +169,6 @@ def move(
         created_at=now,
     )
     repository.insert_activation(connection, row)
+    settle(connection, clock, moved, actor=request.actor)
     log.info("pointer_moved", action=action.value, from_version=left, to_version=to_version, revision=revision)
     return Activation(left, to_version, revision, audit_id)

@@ -7,10 +7,12 @@ import structlog
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.cache import Cache
 from service.adapters.remote import RemoteShelf
+from service.adapters.signatures import Keys
 from service.errors import ArtifactError, ConfigurationError
 from service.kit.objects import ObjectFolder
 from service.kit.poller import Poller
 from service.settings import Settings
+from service.telemetry import ARTIFACTS_UP
 
 CHECK_INTERVAL = timedelta(seconds=30)
 
@@ -22,14 +24,15 @@ def open_artifacts(settings: Settings) -> ArtifactStore:
 
     Raises ConfigurationError for an unknown scheme, a missing package or a URL that names no place.
     """
+    keys = Keys(settings.signing_key.get_secret_value() or None, settings.keys_accepted)
     if settings.artifacts_remote is None:
-        return ArtifactStore(settings.artifacts_dir)
+        return ArtifactStore(settings.artifacts_dir, keys=keys)
     try:
         objects = ObjectFolder(settings.artifacts_remote, settings.artifacts_timeout)
     except ConfigurationError as error:
         raise ConfigurationError(f"ADAPTIDE_ARTIFACTS_URL: {error.detail}") from error
     cache = Cache(settings.artifacts_dir, settings.artifacts_cache_bytes)
-    return ArtifactStore(cache.root, RemoteShelf(objects, cache))
+    return ArtifactStore(cache.root, RemoteShelf(objects, cache, keys))
 
 
 def require_writable(artifacts: ArtifactStore) -> None:
@@ -66,7 +69,9 @@ class PlaceWatch:
             if self.trouble is None:
                 log.error("artifacts_unreachable", reason=error.detail)
             self.trouble = error.detail
+            ARTIFACTS_UP.set(0)
         else:
             if self.trouble is not None:
                 log.info("artifacts_reachable_again")
             self.trouble = None
+            ARTIFACTS_UP.set(1)

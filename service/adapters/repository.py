@@ -109,10 +109,8 @@ def insert_adapter(connection: Connection, adapter: NewAdapter, state: AdapterSt
     connection.execute(adapters.insert().values(**values, state=state.value, created_at=now))
 
 
-def find_adapter(connection: Connection, version: str, *, lock: bool = False) -> Adapter | None:
+def find_adapter(connection: Connection, version: str) -> Adapter | None:
     query = sa.select(adapters).where(adapters.c.adapter_version == version)
-    if lock:
-        query = query.with_for_update()
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _adapter(row)
 
@@ -127,7 +125,15 @@ def list_adapters(connection: Connection, *, limit: int | None, before: str | No
     return [_adapter(row) for row in connection.execute(query).mappings()]
 
 
+def newest_of_base(connection: Connection, base_id: str, limit: int) -> list[Adapter]:
+    """The newest adapters of a base, newest first."""
+    query = sa.select(adapters).where(adapters.c.base_id == base_id)
+    query = query.order_by(adapters.c.created_at.desc(), adapters.c.adapter_version.desc()).limit(limit)
+    return [_adapter(row) for row in connection.execute(query).mappings()]
+
+
 def set_state(connection: Connection, version: str, state: AdapterState) -> None:
+    """Only under the pointer's lock: whoever decides on a state holds it (see read_pointer)."""
     connection.execute(adapters.update().where(adapters.c.adapter_version == version).values(state=state.value))
 
 

@@ -40,8 +40,14 @@ class AdapterDetail:
 
 def read_registry(database: Database, *, limit: int = 100, before: str | None = None) -> Registry:
     with database.read() as connection:
-        found = repository.list_adapters(connection, limit=limit + 1, before=before)
-        pointer = repository.read_pointer(connection)
+        return read_registry_in(connection, limit=limit, before=before)
+
+
+def read_registry_in(connection: Connection, *, limit: int, before: str | None = None) -> Registry:
+    """See read_registry; inside the caller's transaction."""
+    # First: a revision that is shown must not be newer than what it is shown with, or If-Match lets that pass.
+    pointer = repository.read_pointer(connection)
+    found = repository.list_adapters(connection, limit=limit + 1, before=before)
     shown = found[:limit]
     return Registry(pointer, shown, shown[-1].adapter_version if len(found) > limit else None)
 
@@ -49,8 +55,8 @@ def read_registry(database: Database, *, limit: int = 100, before: str | None = 
 def read_adapter(database: Database, version: str) -> AdapterDetail:
     """Raises NotFound."""
     with database.read() as connection:
+        pointer = repository.read_pointer(connection)  # first, as in read_registry
         adapter = require_adapter(connection, version)
-        pointer = repository.read_pointer(connection)
         history = repository.activations_of_version(connection, version, limit=50)
     return AdapterDetail(adapter, pointer.adapter_version == version, pointer.revision, list(history))
 
@@ -124,7 +130,7 @@ def promote(
     Raises NotFound, PreconditionFailed (the revision moved on), Conflict: refused by the gate, corrupt, of another
     base, active already, or an idempotency key that was used for another request.
     """
-    fingerprint = moves.fingerprint(Action.PROMOTE, version, request)
+    fingerprint = moves.fingerprint([Action.PROMOTE, version], request)
     with database.read() as connection:
         _, earlier = moves.begin(connection, request, fingerprint, lock=False)
     if earlier is not None:
@@ -164,10 +170,10 @@ def rollback(
     adapters of the present base that have served or passed the gate can be gone back to. It stays until the next
     promotion, a passed window's included. Raises as `promote` does, Conflict when there is nothing to go back to.
     """
-    fingerprint = moves.fingerprint(Action.ROLLBACK, to_version, request)
+    fingerprint = moves.fingerprint([Action.ROLLBACK, to_version], request)
     while True:
-        with database.read() as connection:
-            pointer, earlier = moves.begin(connection, request, fingerprint, lock=False)
+        with database.write() as connection:  # locked: a twin of this request in between would leave no target
+            pointer, earlier = moves.begin(connection, request, fingerprint)
             if earlier is not None:
                 return earlier
             target = moves.rollback_target(connection, pointer, to_version)

@@ -49,6 +49,9 @@ PROMOTABLE = frozenset({AdapterState.CANDIDATE, AdapterState.PASSED, AdapterStat
 RESTORABLE = frozenset({AdapterState.PASSED, AdapterState.RETIRED})
 """What a rollback may go to: what has served or has held at the gate."""
 
+GONE = frozenset({AdapterState.CORRUPT, AdapterState.COLLECTED})
+"""What has no files that could be read."""
+
 
 def allowed(old: AdapterState, new: AdapterState) -> bool:
     """Whether an adapter may go from `old` to `new`."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.errors import ArtifactError
 
+_MAX_COUNT = 2**48  # of numbers in a tensor, an empty side counted as one (NumPy has no [0, 2**70]), and of bytes
 MAX_HEADER_BYTES = 16 * 2**20  # a 70B model's header is under 200 KiB; the format itself allows 100 MB
 ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -55,7 +56,7 @@ def parse_header(header: bytes, file_bytes: int) -> dict[str, TensorInfo]:
     Raises ArtifactError saying what is wrong.
     """
     try:
-        entries = json.loads(header.decode(), object_pairs_hook=_unique)
+        entries = json.loads(header.decode(), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"its safetensors header cannot be read: {error}") from error
     if not isinstance(entries, dict):
@@ -75,7 +76,8 @@ def parse_header(header: bytes, file_bytes: int) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json's object_pairs_hook. Raises ValueError."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice")
@@ -88,7 +90,14 @@ def _tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ArtifactError(f"tensor {name!r} has dtype {dtype!r}, which is not supported")
-    if not _counts(shape) or len(shape) > 8 or not _counts(offsets) or len(offsets) != 2:
+    if (
+        not _counts(shape)
+        or len(shape) > 8
+        or math.prod(size or 1 for size in shape) > _MAX_COUNT
+        or not _counts(offsets)
+        or len(offsets) != 2
+        or max(offsets) > _MAX_COUNT
+    ):
         raise ArtifactError(f"tensor {name!r} has an impossible shape or place")
     start, end = offsets
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:  # Python integers: nothing overflows
@@ -109,18 +118,28 @@ def is_finite(dtype: str, data: bytes | memoryview) -> bool:
     return not bool(np.any((bits & exponent) == exponent))
 
 
+def sum_of_squares(dtype: str, data: bytes) -> float | None:
+    """Of the numbers in `data`, None for a dtype that is no adapter's."""
+    values = _float32(dtype, data)
+    return None if values is None else float(np.dot(values64 := values.astype(np.float64), values64))
+
+
 def decode_float32(info: TensorInfo, data: bytes) -> NDArray[np.float32]:
     """float32 [shape] of a tensor of the file `data`. Raises ArtifactError for a dtype other than F32, F16, BF16."""
-    raw = memoryview(data)[info.start : info.end]
-    if info.dtype == "F32":
-        values = np.frombuffer(raw, dtype="<f4").astype(np.float32)
-    elif info.dtype == "F16":
-        values = np.frombuffer(raw, dtype="<f2").astype(np.float32)
-    elif info.dtype == "BF16":  # the upper half of a float32
-        values = (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
+    values = _float32(info.dtype, memoryview(data)[info.start : info.end])
+    if values is None:
         raise ArtifactError(f"adapter weights are F32, F16 or BF16, not {info.dtype}")
     return values.reshape(info.shape)
+
+
+def _float32(dtype: str, raw: bytes | memoryview) -> NDArray[np.float32] | None:
+    if dtype == "F32":
+        return np.frombuffer(raw, dtype="<f4").astype(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, dtype="<f2").astype(np.float32)
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    return None
 
 
 def read_all(data: bytes) -> dict[str, TensorInfo]:

@@ -13,6 +13,8 @@ class AuditEntry(BaseModel):
     action: str
     subject: str | None
     details: dict[str, Any] | None
+    request_id: str | None
+    """X-Request-ID of the request that did it; null for commands and the updater."""
 
 
 class AuditPage(BaseModel):

@@ -1,8 +1,48 @@
-"""Reading the audit log."""
+"""Reading the audit log, and what was refused in it."""
+
+import threading
+import time
+
+import structlog
 
 from service.audit import repository
 from service.audit.schemas import AuditEntry, AuditPage
+from service.errors import AdaptideError, StoreUnavailable
+from service.kit.clock import Clock
 from service.kit.db import Database
+from service.kit.rates import Rates
+
+REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 1 / 60, 20
+"""Of one key. The log cannot be pruned, so nobody may fill it by being refused."""
+
+log = structlog.get_logger(__name__)
+
+
+class Refusals:
+    """Safe to share between threads."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database, self._clock = database, clock
+        self._rates, self._lock = Rates(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE), threading.Lock()
+
+    def record(self, actor: str, route: str, subject: str | None, error: AdaptideError) -> None:
+        """Write that `actor` was refused an admin deed. A store that is away does not change the reply."""
+        with self._lock:
+            if self._rates.take(actor, time.monotonic()) > 0:
+                return
+        details = {"route": route, "status": error.status, "slug": error.slug}
+        try:
+            with self._database.write() as connection:
+                repository.append(
+                    connection,
+                    now=self._clock(),
+                    actor=actor,
+                    action="admin.refused",
+                    subject=subject,
+                    details=details,
+                )
+        except StoreUnavailable as unavailable:
+            log.warning("refusal_not_recorded", detail=unavailable.detail)
 
 
 def read_page(database: Database, *, limit: int, before: str | None) -> AuditPage:

@@ -13,6 +13,7 @@ audit_log = sa.Table(
     sa.Column("action", sa.String(64), nullable=False, comment="adapter.promote, key.create, window.close, ..."),
     sa.Column("subject", sa.String(200)),
     sa.Column("details", Json),
+    sa.Column("request_id", sa.String(64), comment="of the request that did it"),
     sa.Index(None, "created_at"),
     comment="Append-only: triggers refuse update and delete",
 )

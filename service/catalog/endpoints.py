@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from service.access.endpoints import Reader, Writer
 from service.adapters.bus import Change
 from service.catalog import service
 from service.catalog.schemas import ItemBatch, ItemView, PutReport
+from service.http.bodies import WriteBody, read_json
 from service.kit.fields import Identifier
 from service.wiring import ServicesDep
 
@@ -16,17 +19,43 @@ router = APIRouter(tags=["items"])
 ItemId = Annotated[Identifier, Path()]
 
 
-@router.put("/v1/items")
-def put_items(services: ServicesDep, principal: Writer, batch: ItemBatch) -> PutReport:
+def parse_batch(body: bytes | bytearray, content_type: str) -> ItemBatch:
+    """The items of a request body. Raises InvalidRequest or RequestValidationError."""
+    if "json" not in content_type:
+        raise RequestValidationError([{"loc": ("body",), "type": "json_type", "msg": "JSON is needed"}])
+    try:
+        return ItemBatch.model_validate(read_json(body))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
+
+
+@router.put(
+    "/v1/items",
+    responses={422: {"description": "A wrong item; nothing was written"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ItemBatch"}}},
+        }
+    },
+)
+async def put_items(request: Request, services: ServicesDep, principal: Writer, body: WriteBody) -> PutReport:
     """Create or replace up to 500 items, all or none: one wrong item refuses the request and says which (422).
 
     New items get their semantic ID at once and can be recommended within a second. An item keeps its semantic ID when
     its text changes. A deleted item comes back.
     """
-    report = service.put_items(services.database, services.clock, batch.items, services.codec())
-    services.catalogue.notify()
-    services.shared.announce(Change.CATALOGUE)
-    return report
+    content_type = request.headers.get("content-type", "")
+
+    def put() -> PutReport:
+        items = parse_batch(body, content_type).items
+        report = service.put_items(services.database, services.clock, items, services.codec())
+        services.catalogue.notify()
+        services.shared.announce(Change.CATALOGUE)
+        return report
+
+    return await services.intake.work(put)
 
 
 @router.get("/v1/items/{item_id:path}")

@@ -1,7 +1,7 @@
 """The catalogue in memory: one immutable snapshot that a request holds from its first line to its reply."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,18 +20,25 @@ FEW = 50  # one row in as many may change before building the trie anew is as fa
 
 @dataclass(frozen=True, slots=True)
 class IndexedItem:
-    """What serving needs of an item. codes: None until it is encoded for the active base."""
+    """What serving needs of an item. codes: None until it is encoded for the active base.
+
+    available: may be recommended; deleted: hidden for good, which also makes it not available.
+    """
 
     item_id: str
     title: str
     categories: tuple[str, ...]
     available: bool
     codes: tuple[int, int, int, int] | None
+    brand: str | None = None
+    deleted: bool = False
 
     @classmethod
     def of(cls, item: StoredItem, codes: Codes | None) -> "IndexedItem":
-        # A category is one string for all items that have it.
-        return cls(item.item_id, item.title, tuple(map(sys.intern, item.categories)), item.servable, codes)
+        # A category, or a brand, is one string for all items that have it.
+        brand = sys.intern(item.brand) if item.brand else None
+        categories = tuple(map(sys.intern, item.categories))
+        return cls(item.item_id, item.title, categories, item.servable, codes, brand, item.deleted_at is not None)
 
     @property
     def searched(self) -> Codes | None:
@@ -101,31 +108,35 @@ class CatalogueIndex:
             "coded": np.asarray((codes >= 0).all(axis=1)),
             "available": available,
             "trie": changed_trie(self.trie, rows, searched, total),
-            "rows_by_category": self._changed_categories(items),
+            "rows_by_category": self._changed_names(self.rows_by_category, items, category_names),
+            "rows_by_brand": self._changed_names(self.rows_by_brand, items, _brands),
         }
 
-    def _changed_categories(self, items: Mapping[int, IndexedItem]) -> Mapping[str, Int64]:
+    def _changed_names(
+        self, held: Mapping[str, Int64], items: Mapping[int, IndexedItem], names: Callable[[IndexedItem], set[str]]
+    ) -> Mapping[str, Int64]:
+        """`held`, name -> rows, after `items` changed; names: those of an item."""
         fewer: dict[str, list[int]] = {}
         more: dict[str, list[int]] = {}
         for row, item in items.items():
-            now = _categories(item)
-            before = _categories(self.items[row]) if row < len(self.items) else set()
-            for category in before - now:
-                fewer.setdefault(category, []).append(row)
-            for category in now - before:
-                more.setdefault(category, []).append(row)
+            now = names(item)
+            before = names(self.items[row]) if row < len(self.items) else set()
+            for name in before - now:
+                fewer.setdefault(name, []).append(row)
+            for name in now - before:
+                more.setdefault(name, []).append(row)
         if not fewer and not more:
-            return self.rows_by_category
-        by_category = dict(self.rows_by_category)
+            return held
+        changed = dict(held)
         nothing = np.empty(0, dtype=np.int64)
-        for category in fewer.keys() | more.keys():
-            kept = np.setdiff1d(by_category.get(category, nothing), fewer.get(category, ()), assume_unique=True)
-            own = np.union1d(kept, more.get(category, ())).astype(np.int64)
+        for name in fewer.keys() | more.keys():
+            kept = np.setdiff1d(changed.get(name, nothing), fewer.get(name, ()), assume_unique=True)
+            own = np.union1d(kept, more.get(name, ())).astype(np.int64)
             if len(own):
-                by_category[category] = own
+                changed[name] = own
             else:
-                del by_category[category]
-        return by_category
+                del changed[name]
+        return changed
 
     def numbered_like(self, other: "CatalogueIndex") -> bool:
         """Whether one came from the other: the rows of the shorter one are the first rows of the longer one."""
@@ -133,7 +144,7 @@ class CatalogueIndex:
 
     def load(self) -> "CatalogueIndex":
         """Compute now what a request would have to wait for; returns itself."""
-        _ = self.codes, self.coded, self.available, self.trie, self.row_of, self.rows_by_category
+        _ = self.codes, self.coded, self.available, self.trie, self.row_of, self.rows_by_category, self.rows_by_brand
         return self
 
     @cached_property
@@ -167,11 +178,19 @@ class CatalogueIndex:
     @cached_property
     def rows_by_category(self) -> Mapping[str, Int64]:
         """Category (lower case) -> rows, rising."""
+        return self._rows_by(category_names)
+
+    @cached_property
+    def rows_by_brand(self) -> Mapping[str, Int64]:
+        """Brand (lower case) -> rows, rising."""
+        return self._rows_by(_brands)
+
+    def _rows_by(self, names: Callable[[IndexedItem], set[str]]) -> Mapping[str, Int64]:
         rows: dict[str, list[int]] = {}
         for row, item in enumerate(self.items):
-            for category in _categories(item):
-                rows.setdefault(category, []).append(row)
-        return {category: np.array(own, dtype=np.int64) for category, own in rows.items()}
+            for name in names(item):
+                rows.setdefault(name, []).append(row)
+        return {name: np.array(own, dtype=np.int64) for name, own in rows.items()}
 
     def rows(self, item_ids: Iterable[str]) -> Int64:
         """int64: rows of the known ids among `item_ids`, in their order."""
@@ -204,8 +223,12 @@ class _RowOf(Mapping[str, int]):
         return len(self._items)
 
 
-def _categories(item: IndexedItem) -> set[str]:
+def category_names(item: IndexedItem) -> set[str]:
     return {category.casefold() for category in item.categories}
+
+
+def _brands(item: IndexedItem) -> set[str]:
+    return {item.brand.casefold()} if item.brand else set()
 
 
 EMPTY = CatalogueIndex((), 0, None)

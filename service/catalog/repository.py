@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from service.catalog.tables import catalog_revision, items
+from service.catalog.tables import catalog_revision, item_history, items
 from service.kit import staging
-from service.kit.db import one_of
+from service.kit.db import BigInt, one_of
 
 Codes = tuple[int, int, int, int]
 
@@ -121,13 +121,22 @@ def count(connection: Connection) -> int:
     return connection.execute(sa.select(sa.func.count()).where(items.c.deleted_at.is_(None))).scalar_one()
 
 
-def put_many(connection: Connection, rows: Sequence[Mapping[str, Any]], *, now: datetime, revision: int) -> None:
+def put_many(
+    connection: Connection,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    now: datetime,
+    revision: int,
+    there: Collection[str] | None = None,
+) -> None:
     """Insert or replace whole items; undeletes; codes and created_at of an existing row stay.
 
-    rows: mappings with item_id, title, description, categories, brand, available.
+    rows: mappings with item_id, title, description, categories, brand, available. there: those that have a row, if the
+    caller knows: of the others no earlier state is looked for.
     """
     if not rows:
         return
+    remember(connection, [row["item_id"] for row in rows] if there is None else there, revision)
     if connection.dialect.name == "postgresql" and len(rows) >= COPIED:
         staging.copy_rows(connection, "copied_items", _COPIED_COLUMNS, map(_as_copied, rows))
         connection.execute(_PUT_COPIED, {"now": now, "revision": revision})
@@ -146,6 +155,7 @@ def _as_copied(row: Mapping[str, Any]) -> list[Any]:
 
 def delete(connection: Connection, item_id: str, *, now: datetime, revision: int) -> bool:
     """Hide the item; whether there was one to hide."""
+    remember(connection, [item_id], revision)
     change = items.update().where(items.c.item_id == item_id, items.c.deleted_at.is_(None))
     return connection.execute(change.values(deleted_at=now, updated_at=now, revision=revision)).rowcount == 1
 
@@ -182,6 +192,7 @@ def set_codes(connection: Connection, base_id: str, codes: Mapping[str, Codes], 
     """Give items their codes under base `base_id`."""
     if not codes:
         return
+    remember(connection, codes.keys(), revision)
     change = (
         items.update()
         .where(items.c.item_id == sa.bindparam("wanted"))
@@ -196,6 +207,73 @@ def set_codes(connection: Connection, base_id: str, codes: Mapping[str, Codes], 
         for item_id, own in codes.items()
     ]
     connection.execute(change, rows)
+
+
+def remember(connection: Connection, item_ids: Collection[str], revision: int) -> None:
+    """Keep in item_history what these items are now, before `revision` changes them; every write of items calls it."""
+    for chunk in _chunks(item_ids):
+        connection.execute(_remember(one_of(connection, items.c.item_id, chunk), revision))
+
+
+def _remember(chosen: sa.ColumnElement[bool], revision: int) -> sa.Insert:
+    servable = sa.and_(items.c.available, items.c.deleted_at.is_(None))
+    held = sa.select(
+        items.c.item_id,
+        items.c.revision,
+        sa.literal(revision, BigInt),
+        sa.func.now(),
+        items.c.title,
+        items.c.categories,
+        items.c.brand,
+        servable,
+        items.c.base_id,
+        *_CODES,
+    ).where(chosen, items.c.revision < revision)
+    return item_history.insert().from_select([column.name for column in item_history.c], held)
+
+
+def history_since(connection: Connection) -> int:
+    """The oldest catalogue revision that can still be shown."""
+    query = sa.select(catalog_revision.c.history_since).where(catalog_revision.c.id == 1)
+    since: int = connection.execute(query).scalar_one()
+    return since
+
+
+def state_at(connection: Connection, revision: int) -> Iterator[sa.Row[Any]]:
+    """What every item was at `revision` (not before history_since): rows of item_id, title, categories, brand,
+    servable, base_id, codes one by one, created_at; in no order."""
+    servable = sa.and_(items.c.available, items.c.deleted_at.is_(None)).label("servable")
+    what = (items.c.item_id, items.c.title, items.c.categories, items.c.brand, servable, items.c.base_id)
+    present = sa.select(*what, *_CODES, items.c.created_at).where(items.c.revision <= revision)
+    was = item_history.c
+    earlier = (was.item_id, was.title, was.categories, was.brand, was.servable, was.base_id)
+    codes = (was.code_0, was.code_1, was.code_2, was.code_3)
+    replaced = (
+        sa.select(*earlier, *codes, items.c.created_at)
+        .join_from(item_history, items, items.c.item_id == was.item_id)
+        .where(was.revision <= revision, was.until_revision > revision)
+    )
+    # One statement, so one snapshot: an item that is written meanwhile is neither there twice nor lost.
+    yield from connection.execute(sa.union_all(present, replaced))
+
+
+def forget_history(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete up to `limit` rows of item_history that were replaced before then, the oldest first; how many.
+
+    The caller holds the revision (lock_revision).
+    """
+    was = item_history.c
+    query = sa.select(was.item_id, was.revision, was.until_revision).where(was.replaced_at < before)
+    found = connection.execute(query.order_by(was.until_revision, was.item_id).limit(limit)).all()
+    if found:
+        own = sa.tuple_(was.item_id, was.revision)
+        for first in range(0, len(found), _IN_CHUNK):
+            some = [(row.item_id, row.revision) for row in found[first : first + _IN_CHUNK]]
+            connection.execute(item_history.delete().where(own.in_(some)))
+        until = found[-1].until_revision
+        raised = catalog_revision.update().where(catalog_revision.c.id == 1, catalog_revision.c.history_since < until)
+        connection.execute(raised.values(history_since=until))
+    return len(found)
 
 
 def _chunks(ids: Collection[str]) -> Iterator[list[str]]:

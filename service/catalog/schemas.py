@@ -53,7 +53,7 @@ class ItemView(BaseModel):
     available: bool
     base_id: str | None
     """The base whose tokenizer gave the codes; null until the item is encoded."""
-    codes: tuple[int, int, int, int] | None
+    codes: Annotated[tuple[int, ...], Field(min_length=4, max_length=4)] | None
     """The semantic ID."""
     created_at: datetime
     updated_at: datetime

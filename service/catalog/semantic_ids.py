@@ -179,7 +179,7 @@ def load_codec(folder: Path) -> Codec:
         encoder = _load_text_encoder(config["text_encoder"], tensors, folder)
         layers = tuple((tensors[f"encoder.{i}.weight"], tensors[f"encoder.{i}.bias"]) for i in range(config["layers"]))
         return Codec(encoder, layers, tensors["codebooks"], config["kind"])
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"the codec in {folder} cannot be read ({error!r}); build the base again") from error
 
 

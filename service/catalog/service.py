@@ -1,6 +1,6 @@
 """The catalogue: put, show, hide items, and give them the active base's codes in the same transaction."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,21 +78,32 @@ def put_items(database: Database, clock: Clock, items: Sequence[Item], active: A
         if changed:
             revision = repository.next_revision(connection)
             rows = [item.model_dump() for item in changed]
-            repository.put_many(connection, rows, now=clock(), revision=revision)
+            there = stored.keys() & {item.item_id for item in changed}
+            repository.put_many(connection, rows, now=clock(), revision=revision, there=there)
             # A replica may still hold the previous base's codec: its codes would be wrong under the new one.
             if active is not None and active.codec.instant and active_base_id(connection) == active.base_id:
                 wanted_ids = [item.item_id for item in changed]
                 assign_codes(connection, active.base_id, active.codec, revision=revision, item_ids=wanted_ids)
-    created = sum(item.item_id not in stored or stored[item.item_id].deleted_at is not None for item in changed)
-    report = PutReport(
-        created=created,
-        updated=len(changed) - created,
-        unchanged=len(wanted) - len(changed),
-        catalog_revision=revision,
-    )
+    report = _report(changed, len(wanted), stored, revision)
     for outcome in ("created", "updated", "unchanged"):
         ITEM_WRITES.labels(outcome).inc(getattr(report, outcome))
     return report
+
+
+def rehearse_items(database: Database, items: Sequence[Item]) -> PutReport:
+    """What put_items would report, at the revision before it; nothing is written. Raises InvalidRequest as it does."""
+    _refuse_repeated(items)
+    with database.read() as connection:
+        revision = repository.current_revision(connection)
+        stored = repository.by_ids(connection, [item.item_id for item in items])
+    changed = [item for item in items if not _same(item, stored.get(item.item_id))]
+    return _report(changed, len(items), stored, revision)
+
+
+def _report(changed: Sequence[Item], given: int, stored: Mapping[str, StoredItem], revision: int) -> PutReport:
+    created = sum(item.item_id not in stored or stored[item.item_id].deleted_at is not None for item in changed)
+    updated, unchanged = len(changed) - created, given - len(changed)
+    return PutReport(created=created, updated=updated, unchanged=unchanged, catalog_revision=revision)
 
 
 def assign_codes(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 LEVELS = 4
 CODES = 256
+MARKING = 32  # of so many leaves one or more is wanted: marking them all is then faster than sorting those
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -80,6 +81,37 @@ class Trie:
         leaves, counts = np.unique(held[held >= 0], return_counts=True)
         whole: Int32 = leaves[counts == self.row_start[leaves + 1] - self.row_start[leaves]]
         return whole.astype(np.int64)
+
+    def leaves_of(self, rows: Int64) -> Int64:
+        """int64: leaves at least one of whose rows is among `rows` (int64 [m], any order, repeats allowed), rising."""
+        held = self.leaf_of_row[rows]
+        held = held[held >= 0]
+        if len(held) * MARKING > self.leaves:
+            marked = np.zeros(self.leaves, dtype=np.bool_)
+            marked[held] = True
+            return np.flatnonzero(marked)
+        return np.unique(held).astype(np.int64)
+
+    def leaves_below(self, prefix: Sequence[int]) -> tuple[int, int]:
+        """Leaves first .. end with these first codes; (0, 0) when there are none."""
+        if not prefix or not self.leaves:
+            return 0, self.leaves
+        node = 0
+        for depth, code in enumerate(prefix):
+            first, end = self.child_start[depth][node : node + 2].tolist()
+            node = first + int(np.searchsorted(self.code[depth][first:end], code))
+            if node >= end or int(self.code[depth][node]) != code:
+                return 0, 0
+        above = self.node_of_leaf[len(prefix) - 1]
+        return int(np.searchsorted(above, node)), int(np.searchsorted(above, node, side="right"))
+
+    def live_nodes(self, leaves: Int64) -> tuple[Int64, ...]:
+        """Per depth 1..4, int64, the nodes with a leaf among `leaves` (int64, each once, rising), rising."""
+        found = []
+        for ancestor in self.node_of_leaf:
+            nodes = ancestor[leaves].astype(np.int64)
+            found.append(nodes[_runs(nodes)])
+        return tuple(found)
 
     def dead_nodes(self, leaves: Int64, request: Int64 | None = None) -> tuple[DeadNodes, ...]:
         """Per depth 1..4 the nodes all of whose leaves are among `leaves`, rising by request and node.

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -10,10 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from service.events import partitions
 from service.events.tables import event_ids, events, item_popularity, popularity_state
 from service.kit import staging
 from service.kit.db import one_of
-from service.recommend.tables import recommendations
 
 _ROW = ("event_id", "user_id", "item_id", "event_type", "occurred_at", "received_at", "value")
 _STORED = (*_ROW, "recommendation_id", "position", "properties")
@@ -57,6 +58,8 @@ _INSERT_ON_POSTGRESQL = """
 _INSERT_GIVEN = sa.text(_INSERT_ON_POSTGRESQL.format(given=_AS_JSON, columns=_STORED_COLUMNS))
 _INSERT_COPIED = sa.text(_INSERT_ON_POSTGRESQL.format(given="(SELECT * FROM copied_events)", columns=_STORED_COLUMNS))
 _IDS_TOGETHER = 10_000  # SQLite takes 32,766 parameters
+NEVER = 2**63 - 1
+"""No event has this sequence number, or a higher one."""
 COPIED = 2_000
 """So many rows at once are copied on PostgreSQL."""
 
@@ -111,37 +114,48 @@ def hashes(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     return found
 
 
-def latest_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
-    """Item ids of the user's last `limit` interactions, newest first; an item occurs as often as it was used.
+def latest_interactions(
+    connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = (), through_seq: int = NEVER
+) -> list[tuple[str, int]]:
+    """(item id, sequence number) of the user's last `limit` interactions, newest first: by occurred_at, then as stored.
 
-    Newest is the latest occurred_at, then the latest stored.
+    None of them lies after `through_seq`; an item occurs as often as it was used.
     """
-    query = _latest_items(frozenset(ignored_types))
-    return [item_id for (item_id,) in connection.execute(query, {"user_id": user_id, "most": limit})]
+    query = _latest_interactions(frozenset(ignored_types), through_seq != NEVER)
+    wanted = {"user_id": user_id, "most": limit} | ({} if through_seq == NEVER else {"through_seq": through_seq})
+    return [(item_id, seq) for item_id, seq in connection.execute(query, wanted)]
 
 
 @lru_cache(maxsize=8)
-def _latest_items(ignored_types: frozenset[str]) -> sa.Select[str]:
+def _latest_interactions(ignored_types: frozenset[str], bounded: bool) -> sa.Select[str, int]:
     """Made once: every recommendation runs it, and making it takes four times as long as running it."""
+    through = [events.c.seq <= sa.bindparam("through_seq")] if bounded else []
     return (
-        sa.select(events.c.item_id)
-        .where(events.c.user_id == sa.bindparam("user_id"), *(events.c.event_type != t for t in sorted(ignored_types)))
+        sa.select(events.c.item_id, events.c.seq)
+        .where(
+            events.c.user_id == sa.bindparam("user_id"),
+            *(events.c.event_type != t for t in sorted(ignored_types)),
+            *through,
+        )
         .order_by(events.c.occurred_at.desc(), events.c.seq.desc())
         .limit(sa.bindparam("most"))
     )
 
 
-def seen_items(connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = ()) -> list[str]:
-    """The last `limit` distinct items that the user interacted with, most recent first."""
+def seen_with_seq(
+    connection: Connection, user_id: str, limit: int, ignored_types: Collection[str] = (), through_seq: int = NEVER
+) -> list[tuple[str, int]]:
+    """The last `limit` distinct items that the user interacted with, most recent first, with the sequence number of the
+    latest stored interaction with each; none of these lies after `through_seq`."""
     latest = sa.func.max(events.c.occurred_at)
     query = (
-        sa.select(events.c.item_id)
-        .where(*_interactions(user_id, ignored_types))
+        sa.select(events.c.item_id, sa.func.max(events.c.seq))
+        .where(*_interactions(user_id, ignored_types), *([] if through_seq == NEVER else [events.c.seq <= through_seq]))
         .group_by(events.c.item_id)
         .order_by(latest.desc(), sa.func.max(events.c.seq).desc())
         .limit(limit)
     )
-    return list(connection.scalars(query))
+    return [(item_id, seq) for item_id, seq in connection.execute(query)]
 
 
 def _interactions(user_id: sa.ColumnElement[str] | str, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
@@ -162,12 +176,31 @@ def interactions_after(connection: Connection, seq: int, limit: int, through_seq
     return list(connection.execute(query if through_seq is None else query.where(events.c.seq <= through_seq)))
 
 
+def page_after(
+    connection: Connection, seq: int, limit: int, since: datetime | None, until: datetime | None
+) -> list[Mapping[str, Any]]:
+    """Up to `limit` whole events after sequence number `seq`, in its order, that occurred within [since, until)."""
+    query = sa.select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+    if since is not None:
+        query = query.where(events.c.occurred_at >= since)
+    if until is not None:
+        query = query.where(events.c.occurred_at < until)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
 def max_seq(connection: Connection) -> int:
     """The highest sequence number that is visible; 0 when there are no events.
 
     On PostgreSQL a lower one may still be on its way: sealing a window needs more than this.
     """
     return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
+
+
+def newest(connection: Connection) -> tuple[datetime, datetime] | None:
+    """(occurred_at, received_at) of the event that was stored last; None without any."""
+    query = sa.select(events.c.occurred_at, events.c.received_at).order_by(events.c.seq.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row[0], row[1])
 
 
 def page(connection: Connection, user_id: str, *, limit: int, before_seq: int | None) -> list[Mapping[str, Any]]:
@@ -190,12 +223,66 @@ def page(connection: Connection, user_id: str, *, limit: int, before_seq: int | 
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def erase_user(connection: Connection, user_id: str) -> tuple[int, int]:
-    """Delete the user's events, with their ids, and recommendations; returns how many of each."""
-    gone = list(connection.scalars(events.delete().where(events.c.user_id == user_id).returning(events.c.event_id)))
-    forget_ids(connection, gone)
-    forgotten = connection.execute(recommendations.delete().where(recommendations.c.user_id == user_id)).rowcount
-    return len(gone), forgotten
+def latest_of_item(connection: Connection, item_id: str, *, among: int, limit: int) -> list[Mapping[str, Any]]:
+    """Up to `limit` events with the item, newest first, of the `among` newest sequence numbers: items have no index."""
+    query = sa.select(*_COLUMNS).where(events.c.seq > max_seq(connection) - among, events.c.item_id == item_id)
+    return [dict(row) for row in connection.execute(query.order_by(events.c.seq.desc()).limit(limit)).mappings()]
+
+
+def latest_users(connection: Connection, *, among: int, limit: int) -> list[str]:
+    """Up to `limit` users of the `among` newest events, the one seen last first."""
+    newest = sa.select(events.c.user_id, events.c.seq).order_by(events.c.seq.desc()).limit(among).subquery()
+    last = sa.func.max(newest.c.seq)
+    return list(
+        connection.scalars(sa.select(newest.c.user_id).group_by(newest.c.user_id).order_by(last.desc()).limit(limit))
+    )
+
+
+def of_user(
+    connection: Connection, user_id: str, *, after: tuple[datetime, int] | None, limit: int
+) -> list[Mapping[str, Any]]:
+    """Up to `limit` of the user's events in the order of time, after one of this (occurred_at, seq)."""
+    order = (events.c.occurred_at, events.c.seq)
+    query = sa.select(*_COLUMNS).where(events.c.user_id == user_id).order_by(*order).limit(limit)
+    if after is not None:
+        at, seq = after
+        later = sa.and_(events.c.occurred_at == at, events.c.seq > seq)
+        query = query.where(events.c.occurred_at >= at, sa.or_(events.c.occurred_at > at, later))
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def delete_of_user(connection: Connection, user_id: str) -> tuple[int, set[str]]:
+    """Delete the user's events, with their ids; how many, and the recommendations that they named."""
+    found = list(connection.execute(_delete_of_user(events.delete(), events.c, user_id)))
+    for table in partitions.expired(connection):
+        own = sa.table(table, *(sa.column(name) for name in ("user_id", "event_id", "recommendation_id")))
+        try:
+            with connection.begin_nested():
+                found += connection.execute(_delete_of_user(own.delete(), own.c, user_id))
+        except sa.exc.ProgrammingError:  # retention has dropped it meanwhile, with all that was in it
+            continue
+    forget_ids(connection, [event_id for event_id, _ in found])
+    return len(found), {recommendation for _, recommendation in found if recommendation is not None}
+
+
+def _delete_of_user(delete: sa.Delete, columns: Any, user_id: str) -> Any:
+    return delete.where(columns.user_id == user_id).returning(columns.event_id, columns.recommendation_id)
+
+
+def delete(connection: Connection, ids_of: Mapping[str, Collection[str]]) -> None:
+    """Delete the events with these ids of each user; their index leads to them, whereas ids have none there."""
+    for user_id, ids in ids_of.items():
+        for first in range(0, len(wanted := sorted(ids)), _IDS_TOGETHER):
+            chosen = one_of(connection, events.c.event_id, wanted[first : first + _IDS_TOGETHER])
+            connection.execute(events.delete().where(events.c.user_id == user_id, chosen))
+        forget_ids(connection, wanted)
+
+
+def last_occurred_at(connection: Connection, user_id: str) -> datetime | None:
+    """When the user's latest event occurred."""
+    query = sa.select(sa.func.max(events.c.occurred_at)).where(events.c.user_id == user_id)
+    latest: datetime | None = connection.scalar(query)
+    return latest
 
 
 def forget_ids(connection: Connection, ids: Sequence[str]) -> None:
@@ -227,6 +314,27 @@ def window_interactions(
     if ignored_types:
         query = query.where(events.c.event_type.not_in(sorted(ignored_types)))
     return list(connection.execute(query))
+
+
+def item_counts(
+    connection: Connection, after_seq: int, through_seq: int, ignored_types: Collection[str] = ()
+) -> dict[str, int]:
+    """item -> its interactions with after_seq < seq <= through_seq."""
+    query = sa.select(events.c.item_id, sa.func.count()).where(*_between(after_seq, through_seq, ignored_types))
+    return {item_id: count for item_id, count in connection.execute(query.group_by(events.c.item_id))}
+
+
+def users_between(
+    connection: Connection, after_seq: int, through_seq: int, ignored_types: Collection[str] = ()
+) -> list[str]:
+    """Users with interactions with after_seq < seq <= through_seq."""
+    query = sa.select(events.c.user_id).where(*_between(after_seq, through_seq, ignored_types))
+    return list(connection.scalars(query.distinct()))
+
+
+def _between(after_seq: int, through_seq: int, ignored_types: Collection[str]) -> list[sa.ColumnElement[bool]]:
+    wanted = [events.c.seq > after_seq, events.c.seq <= through_seq]
+    return [*wanted, events.c.event_type.not_in(sorted(ignored_types))] if ignored_types else wanted
 
 
 def earlier_items(

@@ -122,11 +122,13 @@ class Event(BaseModel):
 class EventBatch(BaseModel):
     """Body of POST /v1/events. Events are checked one by one: a wrong one does not refuse the others."""
 
+    model_config = ConfigDict(extra="forbid")
+
     events: Annotated[list[Event], Field(min_length=1, max_length=MAX_BATCH)]
 
 
 class Rejection(BaseModel):
-    """An event that was not stored. code: invalid_event, future_event or event_id_conflict."""
+    """An event that was not stored. code: invalid_event, future_event, event_id_conflict or erased_user."""
 
     index: int
     """Place in the batch, from 0."""
@@ -168,10 +170,3 @@ class EventPage(BaseModel):
     events: list[StoredEvent]
     next_before_seq: int | None
     """Send it as `before_seq` for the next, older page; null on the last."""
-
-
-class Erasure(BaseModel):
-    """How many rows of a user were erased."""
-
-    events: int
-    recommendations: int

@@ -1,30 +1,29 @@
 """Events: checked one by one, stored once, durable before the caller hears of it."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
-from service.audit import repository as audit
 from service.catalog import repository as catalog
-from service.errors import StoreUnavailable
 from service.events import repository
-from service.events.schemas import Erasure, Event, EventPage, IngestReport, Rejection, StoredEvent
+from service.events.schemas import Event, EventPage, IngestReport, Rejection, StoredEvent
 from service.kit.clock import Clock
-from service.kit.db import Database
+from service.kit.db import DEADLOCK, Database, again
 from service.kit.fields import shown
 from service.telemetry import EVENTS, INGEST_SECONDS
+from service.users import repository as users
 
 OnStored = Callable[[Sequence[Event]], None]
 """Told the events of each transaction once it has ended: they are stored, or nobody knows. Must not raise."""
 
 TOGETHER = 1_000
 """Events in one transaction when a caller hands over more."""
-_ATTEMPTS = 4  # of a transaction that PostgreSQL ends because it and another, such as an erasure, wait for each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,12 @@ def ingest(
     return total
 
 
+def known_ids(database: Database, event_ids: Collection[str]) -> set[str]:
+    """Those of `event_ids` that are stored. Raises StoreUnavailable."""
+    with database.read() as connection:
+        return set(repository.hashes(connection, event_ids))
+
+
 def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime, on_stored: OnStored) -> IngestReport:
     first: dict[str, CheckedEvent] = {}
     for checked in valid:
@@ -110,20 +115,35 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime, on_
     # In order of time, ties as they were sent, so that the sequence follows both.
     ordered = sorted(first.values(), key=lambda c: (c.event.occurred_at, c.index))
     rows = [_row(checked, now) for checked in ordered]
+
+    def write() -> tuple[set[str], dict[str, str], set[str], set[str]]:
+        with database.write() as connection:
+            inserted, stored = _insert(connection, rows)
+            refused = _of_erased_users(connection, [first[event_id].event for event_id in inserted])
+            repository.delete(connection, refused)
+            erased: set[str] = set().union(*refused.values())
+            inserted -= erased
+            known = catalog.known(connection, {first[event_id].event.item_id for event_id in inserted})
+            return inserted, stored, erased, known
+
     try:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                with database.write() as connection:
-                    inserted = repository.insert_new(connection, rows)
-                    stored = repository.hashes(connection, first.keys() - inserted)
-                    known = catalog.known(connection, {first[event_id].event.item_id for event_id in inserted})
-                break
-            except StoreUnavailable as error:
-                if not _deadlocked(error) or attempt == _ATTEMPTS:
-                    raise
+        inserted, stored, erased, known = again(write, DEADLOCK)  # such as an erasure and it waiting for each other
     finally:  # a commit whose answer was lost may have been one
         on_stored([checked.event for checked in ordered])
-    return _report(valid, {e: first[e].body_hash for e in inserted} | stored, inserted, known)
+    return _report(valid, {e: first[e].body_hash for e in inserted} | stored, inserted, known, erased)
+
+
+def _insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> tuple[set[str], dict[str, str]]:
+    """The ids of the rows that are new, and the others' hashes as the store has them.
+
+    On PostgreSQL an erasure may come between the two looks at an id; nobody has it then, so its row goes in after all.
+    """
+    inserted: set[str] = set()
+    stored: dict[str, str] = {}
+    while left := [row for row in rows if row["event_id"] not in inserted and row["event_id"] not in stored]:
+        inserted |= repository.insert_new(connection, left)
+        stored |= repository.hashes(connection, {row["event_id"] for row in left} - inserted)
+    return inserted, stored
 
 
 def _rehearse(database: Database, valid: Sequence[CheckedEvent]) -> IngestReport:
@@ -133,14 +153,29 @@ def _rehearse(database: Database, valid: Sequence[CheckedEvent]) -> IngestReport
     with database.read() as connection:
         stored = repository.hashes(connection, first.keys())
         new = first.keys() - stored.keys()
+        refused = _of_erased_users(connection, [first[event_id].event for event_id in new])
+        erased = set().union(*refused.values())
+        new -= erased
         known = catalog.known(connection, {first[event_id].event.item_id for event_id in new})
-    return _report(valid, {e: first[e].body_hash for e in new} | stored, set(new), known)
+    return _report(valid, {e: first[e].body_hash for e in new} | stored, new, known, erased)
+
+
+def _of_erased_users(connection: Connection, new: Sequence[Event]) -> dict[str, set[str]]:
+    """user -> ids of those that occurred before the user was erased: a client had kept them and sent them again."""
+    through = users.refused_through(connection, {event.user_id for event in new})
+    found: dict[str, set[str]] = {}
+    for event in new if through else ():
+        if event.user_id in through and event.occurred_at <= through[event.user_id]:
+            found.setdefault(event.user_id, set()).add(event.event_id)
+    return found
 
 
 def _report(
-    valid: Sequence[CheckedEvent], hashes: Mapping[str, str], new: set[str], known_items: set[str]
+    valid: Sequence[CheckedEvent], hashes: Mapping[str, str], new: set[str], known_items: set[str], erased: set[str]
 ) -> IngestReport:
-    """`hashes`: of every id, as the store now has it; `new`: the ids of which the first occurrence was stored."""
+    """`hashes`: of every id, as the store now has it; `new`: the ids of which the first occurrence was stored;
+    `erased`: ids of events that their user's erasure covers.
+    """
     report = IngestReport(accepted=0, duplicates=0, rejected=[], unknown_items=0)
     counted: set[str] = set()
     for checked in valid:
@@ -149,7 +184,10 @@ def _report(
             counted.add(event_id)
             report.accepted += 1
             report.unknown_items += checked.event.item_id not in known_items
-        elif hashes.get(event_id, checked.body_hash) == checked.body_hash:  # gone: its user was erased meanwhile
+        elif event_id in erased:
+            detail = "it occurred before its user was erased; send it no more"
+            report.rejected.append(Rejection(index=checked.index, event_id=event_id, code="erased_user", detail=detail))
+        elif hashes[event_id] == checked.body_hash:
             report.duplicates += 1
         else:
             detail = "this event_id was used for an event with other content; give each event an id of its own"
@@ -161,10 +199,6 @@ def _report(
 
 def _row(checked: CheckedEvent, now: datetime) -> dict[str, Any]:
     return {**vars(checked.event), "body_hash": checked.body_hash, "received_at": now}
-
-
-def _deadlocked(error: StoreUnavailable) -> bool:
-    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) == "40P01"
 
 
 def _event_id(value: object) -> str | None:
@@ -184,28 +218,3 @@ def history(database: Database, user_id: str, *, limit: int, before_seq: int | N
         rows = repository.page(connection, user_id, limit=limit + 1, before_seq=before_seq)
     found = [StoredEvent.model_validate(row) for row in rows[:limit]]
     return EventPage(events=found, next_before_seq=found[-1].seq if len(rows) > limit else None)
-
-
-def erase_user(
-    database: Database,
-    user_id: str,
-    *,
-    clock: Clock,
-    actor: str,
-    on_erased: Callable[[str], None] = lambda user_id: None,
-) -> Erasure:
-    """Erase the user's events and recommendations at once; the audit log keeps a hash of the id and the counts.
-
-    on_erased: told the user once the transaction has ended; must not raise.
-    """
-    digest = hashlib.sha256(user_id.encode()).hexdigest()
-    try:
-        with database.write(patient=True) as connection:
-            gone, forgotten = repository.erase_user(connection, user_id)
-            details = {"events": gone, "recommendations": forgotten}
-            audit.append(
-                connection, now=clock(), actor=actor, action="user.erase", subject=f"sha256:{digest}", details=details
-            )
-    finally:  # as in _store
-        on_erased(user_id)
-    return Erasure(events=gone, recommendations=forgotten)

@@ -35,6 +35,11 @@ class SelectedEngine:
             self._engine = _vllm(self._settings) if self._settings.engine is EngineName.VLLM else _torch(self._settings)
         return self._engine.load(base, adapter)
 
+    def no_second(self) -> str | None:
+        """Why no second model can be held beside the one in service for long; None where one can, or none is yet."""
+        reason: str | None = getattr(self._engine, "no_second", None)
+        return reason
+
     def tune(self, search: Callable[[], object]) -> None:
         """Choose the CPU threads by timing the first model's `search`, unless the settings name their number.
 

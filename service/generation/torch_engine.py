@@ -1,8 +1,8 @@
 """The torch engine: in-process, LoRA merged, shared-cache beam search."""
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from service.catalog.trie import Trie
 from service.errors import ArtifactError
 from service.generation.backbone import Backbone, load_backbone, match_lora, merge_lora, pick_device, pick_dtype
-from service.generation.beam import beam_search, pruned, trie_tensors
+from service.generation.beam import beam_search, choice, pruned, trie_tensors
 from service.generation.blocks import Blocks
-from service.generation.engine import Generated, GenerationRequest
+from service.generation.engine import Batch, Generated, GenerationRequest
 from service.generation.graphs import Graphs, Progress, Prompts, Sizes, Slot, silent
 from service.generation.llama import Llama, Prefix, pack, read_prefix
 from service.generation.prompt import PAD
+from service.kit.machine import cpu_name
 
 if TYPE_CHECKING:
     from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
@@ -55,40 +56,55 @@ class TorchModel:
         else:
             self._llama, self._prefix = captured[1].llama, captured[1].prefix
         self._shared = 0 if self._prefix is None else len(self._prefix)
+        self._loaded_threads = torch.get_num_threads()
+        self._by = self._computed_by()
 
     def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
-        """See ServedModel. Requests of unlike beam width run apart: an answer never depends on who shared its batch."""
+        """See ServedModel. Requests of unlike beam width run apart: an answer never depends on who shared its batch,
+        but for the last bits of its scores on how many they were and how long (Batch).
+
+        Apart run also those with a penalty. On a GPU only plain requests are searched by captured programs.
+        """
+        if self._by["threads"] != torch.get_num_threads():  # the first model of a process is tuned (threads.py)
+            self._by = self._computed_by()
         prompts = [self.backbone.prompt.encode(request.history)[self._shared :] for request in requests]
-        parts: dict[tuple[int, bool], list[int]] = {}
+        parts: dict[tuple[int, bool, bool], list[int]] = {}
         for i, request in enumerate(requests):
             width = max(self._least_beams, request.limit)
-            parts.setdefault((width, self._fits(prompts[i], request, width)), []).append(i)
+            key = width, self._fits(prompts[i], request, width), request.penalty > 0
+            parts.setdefault(key, []).append(i)
         answers: dict[int, Generated] = {}
-        for (width, fits), places in parts.items():
+        for (width, fits, _), places in parts.items():
             most = self._captured[0].largest_batch if self._captured is not None and fits else len(places)
             for first in range(0, len(places), most):
                 own = places[first : first + most]
                 search = self._replay if fits else self._search
-                leaves, scores = search([prompts[i] for i in own], [requests[i].excluded for i in own], trie, width)
-                for i, leaf, score in zip(own, leaves, scores, strict=True):
+                leaves, scores = search([prompts[i] for i in own], [requests[i] for i in own], trie, width)
+                longest = max(len(requests[i].history) for i in own)
+                for place, (i, leaf, score) in enumerate(zip(own, leaves, scores, strict=True)):
                     kept = np.isfinite(score)
                     kept[requests[i].limit :] = False
-                    answers[i] = Generated(leaf[kept], score[kept].astype(np.float32))
+                    batch = Batch(len(own), place, longest, self._by)
+                    answers[i] = Generated(leaf[kept], score[kept].astype(np.float32), batch)
         return [answers[i] for i in range(len(requests))]
 
     def _fits(self, prompt: NDArray[np.int64], request: GenerationRequest, width: int) -> bool:
-        return self._captured is not None and self._captured[0].fits(len(prompt), len(request.excluded), width)
+        if self._captured is None or not request.is_plain:
+            return False
+        return self._captured[0].fits(len(prompt), len(request.excluded), width)
 
     def _replay(
-        self, prompts: Sequence[NDArray[np.int64]], excluded: Sequence[NDArray[np.int64]], trie: Trie, width: int
+        self, prompts: Sequence[NDArray[np.int64]], requests: Sequence[GenerationRequest], trie: Trie, width: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         assert self._captured is not None  # noqa: S101  # or nothing fits
         graphs, slot = self._captured
-        return graphs.search(slot, Prompts(prompts, excluded), trie, width)
+        return graphs.search(slot, Prompts(prompts, [request.excluded for request in requests]), trie, width)
 
     def _search(
-        self, prompts: Sequence[NDArray[np.int64]], excluded: Sequence[NDArray[np.int64]], trie: Trie, width: int
+        self, prompts: Sequence[NDArray[np.int64]], requests: Sequence[GenerationRequest], trie: Trie, width: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        nothing = np.empty(0, dtype=np.int64)
+        excluded = [request.excluded if request.within is None else nothing for request in requests]
         device = self.backbone.device
         tokens, lengths = pad_prompts(prompts)
         leaves, scores = beam_search(
@@ -100,8 +116,24 @@ class TorchModel:
             pruned(excluded, trie, device),
             width,
             self._prefix,
+            choice([request.left for request in requests], [request.penalty for request in requests], trie, device),
         )
         return leaves.cpu().numpy(), scores.cpu().numpy()
+
+    def _computed_by(self) -> Mapping[str, Any]:
+        """What the rounding of this model's searches depends on, but for their shapes."""
+        device = self.backbone.device
+        return {
+            "engine": "torch",
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            "kind": device.type,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "dtype": str(next(self.backbone.model.parameters()).dtype).removeprefix("torch."),
+            "loaded_threads": self._loaded_threads,
+            "threads": torch.get_num_threads(),
+            "captured": self._captured is not None,
+        }
 
     def close(self) -> None:
         if self._captured is not None:
@@ -141,6 +173,17 @@ class TorchEngine:
         self._history_items = history_items
         if threads:
             torch.set_num_threads(threads)
+
+    @property
+    def no_second(self) -> str | None:
+        """Why no model may be kept beside the one in service; None where one may."""
+        if self._base is None or self._base[2] is None:
+            return None
+        # The second slot is what the next swap loads into (docs/decisions/0014).
+        return (
+            "this engine has two slots of captured searches on its GPU, and swaps need both: a candidate can be tried "
+            "on replicas with ADAPTIDE_DEVICE=cpu or ADAPTIDE_ENGINE=vllm"
+        )
 
     def load(self, base: "VerifiedBase", adapter: "VerifiedAdapter | None") -> TorchModel:
         """Raises ArtifactError for a base that does not load, or reads fewer items than prompts may have."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.trie import LEVELS, Trie
+from service.kit.places import among, places_in_kind
 
 Int64 = NDArray[np.int64]
 
@@ -19,7 +20,7 @@ class TrieBeam:
     """The beams after `depth` codes (0..4), best first.
 
     nodes: int64 [k], of that depth; at 4 they are leaves. codes: int64 [k, depth], what leads to them.
-    scores: float32 [k], falling.
+    scores: float32 [k], falling unless there is a penalty.
     """
 
     nodes: Int64
@@ -33,10 +34,19 @@ class TrieBeam:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def grow(self, trie: Trie, logp: NDArray[np.float32], dead: Int64, width: int) -> "TrieBeam":
+    def grow(
+        self,
+        trie: Trie,
+        logp: NDArray[np.float32],
+        dead: Int64,
+        width: int,
+        live: Int64 | None = None,
+        penalty: float = 0.0,
+    ) -> "TrieBeam":
         """The best `width` live children of all beams, fewer where there are no more.
 
         logp: float32 [k, 256], log-softmax over the next level's codes. dead: int64 [m], children that are left out.
+        live: int64 [m], rising, the only children that may be taken; None: all. penalty: see GenerationRequest.
         """
         depth = self.depth
         first = trie.child_start[depth][self.nodes].astype(np.int64)
@@ -45,11 +55,18 @@ class TrieBeam:
         before = np.cumsum(counts) - counts  # children of the beams before
         child = np.arange(len(parent)) - before[parent] + first[parent]
         if len(dead):
-            live = ~np.isin(child, dead)
-            parent, child = parent[live], child[live]
+            kept = ~np.isin(child, dead)
+            parent, child = parent[kept], child[kept]
+        if live is not None:
+            kept = among(child, live)
+            parent, child = parent[kept], child[kept]
         code = trie.code[depth][child].astype(np.int64)
         scores = self.scores[parent] + logp[parent, code]
-        best = np.argsort(-scores, kind="stable")[:width]
+        lowered = scores
+        if penalty:
+            kind = self.codes[parent, 0] if depth else code
+            lowered = scores - penalty * places_in_kind(scores, kind).astype(np.float64)
+        best = np.argsort(-lowered, kind="stable")[:width]
         codes = np.concatenate([self.codes[parent[best]], code[best, None]], axis=1)
         return TrieBeam(child[best], codes, scores[best])
 

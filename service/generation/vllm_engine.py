@@ -20,6 +20,8 @@ from service.generation.vllm_base import INSIDE, LoadedAdapter, VllmBase, VllmOp
 if TYPE_CHECKING:
     from service.adapters.artifacts import VerifiedAdapter, VerifiedBase
 
+NOTHING = np.empty(0, dtype=np.int64)
+
 
 class VllmModel:
     """A ServedModel: a base in vLLM and one of the adapters loaded beside it, or none."""
@@ -34,7 +36,9 @@ class VllmModel:
     def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
         """See ServedModel. Each request has a beam width of its own; they only share vLLM's batches."""
         prompts = [self._base.prompt.encode(request.history).tolist() for request in requests]
-        dead = [dead_children(trie, request.excluded) for request in requests]
+        dead = [dead_children(trie, request.excluded if request.within is None else NOTHING) for request in requests]
+        lefts = [request.left for request in requests]
+        live = [None if left is None else trie.live_nodes(left) for left in lefts]
         beams = [root(trie)] * len(requests)
         for level in range(LEVELS):
             logp = self._next_codes(prompts, beams, level)
@@ -42,7 +46,10 @@ class VllmModel:
             for i, (request, beam) in enumerate(zip(requests, beams, strict=True)):
                 own = logp[first : first + len(beam)]
                 first += len(beam)
-                beams[i] = beam.grow(trie, own, dead[i][level], max(self._least_beams, request.limit))
+                width, only = max(self._least_beams, request.limit), live[i]
+                beams[i] = beam.grow(
+                    trie, own, dead[i][level], width, None if only is None else only[level], request.penalty
+                )
         return [
             Generated(beam.nodes[: request.limit], beam.scores[: request.limit])
             for request, beam in zip(requests, beams, strict=True)

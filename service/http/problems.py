@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import AdaptideError, FieldError, InvalidRequest, PayloadTooLarge, StoreUnavailable
 from service.kit.fields import shown
+from service.kit.keys import redacted
 from service.telemetry import UNEXPECTED_ERRORS
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,11 +44,11 @@ def problem(
         "type": f"urn:adaptide:problem:{slug}",
         "title": title,
         "status": status,
-        "detail": shown(detail),
+        "detail": redacted(shown(detail)),
         "slug": slug,
         "request_id": scope.get("state", {}).get("request_id"),
         "errors": [
-            {"pointer": shown(error.pointer), "code": error.code, "detail": shown(error.detail)}
+            {"pointer": redacted(shown(error.pointer)), "code": error.code, "detail": redacted(shown(error.detail))}
             for error in errors[:_MOST_ERRORS]
         ],
     }
@@ -56,7 +57,7 @@ def problem(
         sent["Retry-After"] = str(retry_after or 1)
     if status == 401:
         sent["WWW-Authenticate"] = "Bearer"
-    if status == 413:
+    if status in (408, 413):
         sent["Connection"] = "close"  # the rest of the body is not read
     return Response(json.dumps(body), status, sent, MEDIA_TYPE)
 
@@ -111,9 +112,13 @@ def field_errors(found: Sequence[Mapping[str, Any]]) -> list[FieldError]:
             place = ("body",)  # pydantic and FastAPI put a character offset here
         if place[:1] == ("body",):
             place = place[1:]
-        pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place)
-        errors.append(FieldError(pointer, entry["type"], entry["msg"]))
+        errors.append(FieldError(pointer_to(*place), entry["type"], entry["msg"]))
     return errors
+
+
+def pointer_to(*place: str | int) -> str:
+    """The JSON pointer (RFC 6901) of a place in a document."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place)
 
 
 async def _framework(request: Request, error: Exception) -> Response:

@@ -2,17 +2,23 @@
 
 import re
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.kit.ids import uuid7
+from service.kit.keys import redacted
 from service.telemetry import REQUEST_SECONDS, REQUESTS_IN_FLIGHT
 
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
-_QUIET = frozenset({"/health/live", "/health/ready", "/health/serving", "/health/startup", "/metrics"})
+_PROBES = ("/health/live", "/health/ready", "/health/serving", "/health/startup", "/metrics")
+_REFRESHED = ("now", "registry", "windows/part", "windows/{window_id}/part", "static/{address:path}")
+_QUIET = frozenset({*_PROBES, *(f"/dashboard/{part}" for part in _REFRESHED)})
+"""Routes that machines ask every few seconds, an open page of the dashboard among them."""
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +36,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 499  # the client went away before a reply began
 
@@ -56,8 +62,10 @@ class RequestContextMiddleware:
                 write("request_served", method=method, route=route, status=status, ms=round(seconds * 1000, 2))
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Mapping[str, Any]) -> str:
+    """The client's X-Request-ID where it is acceptable, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _ACCEPTABLE.fullmatch(value):
-            return str(value.decode("ascii"))
+            given = value.decode("ascii")
+            return given if redacted(given) == given else uuid7()  # a key there would be in every log line
     return uuid7()

@@ -3,6 +3,17 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+ALWAYS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+NO_PAGE = {"content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+"""What is no page loads nothing and is framed by nobody."""
+
 
 class SecurityHeadersMiddleware:
     """Adds the headers where the route has not set its own; a page (text/html) brings its own content policy."""
@@ -18,12 +29,9 @@ class SecurityHeadersMiddleware:
         async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("X-Frame-Options", "DENY")
-                headers.setdefault("Referrer-Policy", "no-referrer")
-                headers.setdefault("Cache-Control", "no-store")
-                if not headers.get("content-type", "").startswith("text/html"):
-                    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+                page = headers.get("content-type", "").startswith("text/html")
+                for name, value in (ALWAYS if page else ALWAYS | NO_PAGE).items():
+                    headers.setdefault(name, value)
                 if scope["scheme"] == "https":
                     headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)

@@ -22,6 +22,9 @@ class Chunks(Sequence[T], Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return chain.from_iterable(self._chunks)
 
+    def __reversed__(self) -> Iterator[T]:
+        return chain.from_iterable(map(reversed, reversed(self._chunks)))
+
     @overload
     def __getitem__(self, place: int) -> T: ...
     @overload

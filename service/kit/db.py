@@ -1,14 +1,14 @@
-"""The store: one engine over SQLite or PostgreSQL, `read()` and `write()` transactions, portable column types."""
+"""The store: one engine over SQLite or PostgreSQL, its transactions and types; over 300 lines: one door to both."""
 
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
@@ -34,6 +34,13 @@ metadata = sa.MetaData(
 PROBE_EVERY_S, PROBE_S = 0.25, 1.0
 """While the server does not answer: the pause between two questions, and how long each waits."""
 GONE_S = 5.0
+DEADLOCK, LOCK_TIMEOUT = "40P01", "55P03"
+"""Codes of PostgreSQL: two transactions waited for each other, or one waited too long. Trying again helps."""
+
+_ATTEMPTS = 4
+
+T = TypeVar("T", str, bytes)
+R = TypeVar("R")
 
 Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER is a rowid alias on SQLite
@@ -180,16 +187,47 @@ class _Outage:
         return True
 
 
-def one_of(connection: Connection, column: sa.Column[str], values: Collection[str]) -> sa.ColumnElement[bool]:
+def one_of(connection: Connection, column: sa.Column[T], values: Collection[T]) -> sa.ColumnElement[bool]:
     """`column` IN `values`, as one parameter where the dialect has arrays: thousands of them take a driver long.
 
     There as a join, which stays quick whatever the planner knows of the table: `= ANY (array)` over a table without
     statistics compares every row with every value.
     """
     if connection.dialect.name == "postgresql":
-        given = sa.bindparam(None, list(values), type_=postgresql.ARRAY(sa.Text))
+        kind = sa.Text() if isinstance(column.type, sa.String) else column.type
+        given = sa.bindparam(None, list(values), type_=postgresql.ARRAY(kind))
         return column.in_(sa.select(sa.func.unnest(given)))
     return column.in_(values)
+
+
+def sqlstate(error: StoreUnavailable) -> str | None:
+    """PostgreSQL's code for what happened: DEADLOCK, LOCK_TIMEOUT or another; None where it said nothing."""
+    code = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+def again(work: Callable[[], R], *codes: str) -> R:
+    """What `work`, a whole transaction, returns; up to four times while PostgreSQL ends it with one of these codes."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return work()
+        except StoreUnavailable as error:
+            if sqlstate(error) not in codes:
+                raise
+    return work()
+
+
+def limit_lock_waits(connection: Connection, seconds: float) -> None:
+    """PostgreSQL: of this transaction, from here on."""
+    limit = {"milliseconds": str(int(seconds * 1000))}
+    connection.execute(sa.text("SELECT set_config('lock_timeout', :milliseconds, true)"), limit)
+
+
+def is_lock_wait(error: StoreUnavailable) -> bool:
+    """Whether the lock that another transaction holds was waited for too long; that one may have ended by now."""
+    original = getattr(error.__cause__, "orig", None)
+    busy = getattr(original, "sqlite_errorcode", None)
+    return sqlstate(error) == LOCK_TIMEOUT or (busy is not None and busy & 0xFF == sqlite3.SQLITE_BUSY)
 
 
 def _brief(error: BaseException) -> str:
@@ -208,7 +246,9 @@ def _create_engine(url: str, limits: Limits) -> Engine:
     if backend == "sqlite":
         return _sqlite_engine(parsed, limits)
     if backend == "postgresql":
-        return postgres.create_engine(parsed, limits, json_serializer=_dumps, json_deserializer=orjson.loads)
+        return postgres.create_engine(
+            parsed, limits, json_serializer=_dumps, json_deserializer=orjson.loads, hide_parameters=True
+        )
     raise ConfigurationError(f"ADAPTIDE_DATABASE_URL names {backend}; sqlite and postgresql are supported")
 
 
@@ -227,6 +267,7 @@ def _sqlite_engine(url: sa.URL, limits: Limits) -> Engine:
         connect_args={"timeout": limits.lock_s, "check_same_thread": False},
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
+        hide_parameters=True,  # they name users, and a defect's traceback goes into the log
     )
 
     @event.listens_for(engine, "connect")

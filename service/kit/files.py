@@ -1,5 +1,6 @@
 """Files that are either wholly there or not there: hashed, fsynced, published by rename."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -36,9 +37,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         raise FileExistsError(f"{target} is already published")
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f"{_STAGING}{uuid7()}"
-    staging.mkdir()
-    try:
+    with staging_beside(target) as staging:
         yield staging
         for path in sorted(staging.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -46,8 +45,52 @@ def publish_folder(target: Path) -> Iterator[Path]:
         fsync_path(staging)
         staging.rename(target)  # fails when target appeared meanwhile and is not empty
         fsync_path(target.parent)
+
+
+@contextmanager
+def staging_beside(target: Path) -> Iterator[Path]:
+    """A staging folder on the disk of `target`, removed when the block ends unless it was renamed."""
+    staging = target.parent / f"{_STAGING}{uuid7()}"
+    staging.mkdir()
+    try:
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, its owner's alone, that becomes `path` when the block ends without an error.
+
+    Raises FileExistsError when there is something already, which is never replaced, and OSError.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    with staging_beside(path) as staging:
+        file = staging / path.name
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield file
+        fsync_path(file)
+        _place(file, path)
+        fsync_path(path.parent)
+
+
+def unwritten(path: Path, error: OSError) -> str:
+    """That `path` cannot be written, why, and what to do."""
+    if isinstance(error, FileExistsError):
+        return f"{path} is there already; name a new file"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make room there, or name a file on another disk" if full else "name a new file in a folder of yours"
+    return f"{path} cannot be written: {error.strerror or error}; {advice}"
+
+
+def _place(file: Path, path: Path) -> None:
+    try:
+        os.link(file, path)  # unlike a rename it never replaces a file that came meanwhile
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        file.rename(path)  # a file system without links
 
 
 def is_staging(path: Path) -> bool:

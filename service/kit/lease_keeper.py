@@ -9,7 +9,6 @@ import structlog
 
 from service.errors import AdaptideError
 from service.kit import leases
-from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.leases import Lease
 
@@ -17,20 +16,18 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def held(database: Database, clock: Clock, name: str, owner: str, duration: timedelta) -> Iterator[Lease | None]:
+def held(database: Database, name: str, owner: str, duration: timedelta) -> Iterator[Lease | None]:
     """The lease, or None when another process holds it. Renewed every third of `duration` under the same fence.
 
     A holder that was paused too long finds out where it matters: its next write checks the fence and raises LeaseLost.
     """
     with database.write() as connection:
-        lease = leases.acquire(connection, name, owner, clock(), duration)
+        lease = leases.acquire(connection, name, owner, duration)
     if lease is None:
         yield None
         return
     ended = threading.Event()
-    keeper = threading.Thread(
-        target=_renew, args=(database, clock, lease, duration, ended), name=f"lease-{name}", daemon=True
-    )
+    keeper = threading.Thread(target=_renew, args=(database, lease, duration, ended), name=f"lease-{name}", daemon=True)
     keeper.start()
     try:
         yield lease
@@ -39,16 +36,16 @@ def held(database: Database, clock: Clock, name: str, owner: str, duration: time
         keeper.join()
         try:
             with database.write() as connection:
-                leases.release(connection, lease, clock())
+                leases.release(connection, lease)
         except AdaptideError as error:  # it runs out by itself
             log.warning("lease_not_released", lease=name, error=error.detail)
 
 
-def _renew(database: Database, clock: Clock, lease: Lease, duration: timedelta, ended: threading.Event) -> None:
+def _renew(database: Database, lease: Lease, duration: timedelta, ended: threading.Event) -> None:
     while not ended.wait(duration.total_seconds() / 3):
         try:
             with database.write() as connection:
-                leases.check(connection, lease, clock())
-                leases.acquire(connection, lease.name, lease.owner, clock(), duration)
+                leases.check(connection, lease)
+                leases.acquire(connection, lease.name, lease.owner, duration)
         except AdaptideError as error:
             log.warning("lease_not_renewed", lease=lease.name, error=error.detail)

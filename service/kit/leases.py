@@ -1,4 +1,8 @@
-"""A named lease with a fence: at most one holder, and a late holder's writes can be recognised and refused."""
+"""A named lease with a fence: at most one holder, and a late holder's writes can be recognised and refused.
+
+Time is the store's, which all holders share: no host's clock, wrong or set meanwhile, decides who holds what. Should
+the store's own clock be set, the fence still lets one holder write (docs/decisions/0026).
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +27,8 @@ leases = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class Lease:
+    """expires_at: by the store's clock, when it was acquired."""
+
     name: str
     owner: str
     fence: int
@@ -39,15 +45,20 @@ def bound_pauses(connection: Connection) -> None:
         connection.execute(query, {"milliseconds": str(int(PAUSED_S * 1000))})
 
 
-def acquire(connection: Connection, name: str, owner: str, now: datetime, duration: timedelta) -> Lease | None:
-    """The lease if it is free, expired or already `owner`'s (then it is extended under the same fence); else None."""
+def acquire(connection: Connection, name: str, owner: str, duration: timedelta) -> Lease | None:
+    """The lease if it is free, expired or already `owner`'s (then it is extended under the same fence); else None.
+
+    duration: the same for all who want it. One that claims to last longer was written before the store's clock was set
+    back, and is free.
+    """
     bound_pauses(connection)
     row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
+    now = store_time(connection)  # not before the lock is held: waiting for it takes time
     expires_at = now + duration
     if row is None:
         connection.execute(leases.insert().values(name=name, owner=owner, fence=1, expires_at=expires_at))
         return Lease(name, owner, 1, expires_at)
-    if row.owner != owner and row.expires_at > now:
+    if row.owner != owner and now < row.expires_at <= expires_at:
         return None
     # A holder whose lease ran out gets a new fence: somebody may have worked in between.
     fence = row.fence if row.owner == owner and row.expires_at > now else row.fence + 1
@@ -57,18 +68,35 @@ def acquire(connection: Connection, name: str, owner: str, now: datetime, durati
     return Lease(name, owner, fence, expires_at)
 
 
-def check(connection: Connection, lease: Lease, now: datetime) -> None:
+def check(connection: Connection, lease: Lease) -> None:
     """Raises LeaseLost unless `lease` is still in force; call it inside the transaction whose writes it protects."""
     bound_pauses(connection)
     row = connection.execute(sa.select(leases).where(leases.c.name == lease.name).with_for_update()).one_or_none()
+    now = store_time(connection)
     if row is None or row.owner != lease.owner or row.fence != lease.fence or row.expires_at <= now:
         raise LeaseLost(f"lease {lease.name!r} with fence {lease.fence} is no longer held; another process took over")
 
 
-def release(connection: Connection, lease: Lease, now: datetime) -> None:
+def find(connection: Connection, name: str) -> Lease | None:
+    """Who holds it, or held it last: expires_at says which. None when nobody ever did."""
+    row = connection.execute(sa.select(leases).where(leases.c.name == name)).one_or_none()
+    return None if row is None else Lease(row.name, row.owner, row.fence, row.expires_at)
+
+
+def release(connection: Connection, lease: Lease) -> None:
     """Give the lease back early; a lost lease is left alone."""
     connection.execute(
         leases.update()
         .where(leases.c.name == lease.name, leases.c.owner == lease.owner, leases.c.fence == lease.fence)
-        .values(expires_at=now)
+        .values(expires_at=store_time(connection))
     )
+
+
+def store_time(connection: Connection) -> datetime:
+    """What the store's clock says now: the server's; of SQLite the machine's, where all who use it run."""
+    if connection.dialect.name == "postgresql":
+        now: sa.ColumnElement[datetime] = sa.func.clock_timestamp(type_=UtcDateTime)
+    else:
+        now = sa.func.strftime("%Y-%m-%d %H:%M:%f", "now", type_=UtcDateTime)
+    found: datetime = connection.execute(sa.select(now)).scalar_one()
+    return found

@@ -1,5 +1,6 @@
 """Schema versions through Alembic: upgrade, current, check."""
 
+import time
 from pathlib import Path
 
 from alembic import command
@@ -7,9 +8,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from service.errors import ConfigurationError
-from service.kit.db import Database
+from service.errors import ConfigurationError, StoreUnavailable
+from service.kit.db import Database, is_lock_wait
 
+PATIENCE_S = 600.0
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -22,8 +24,20 @@ def _config(database: Database) -> Config:
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Safe to run from several processes at once."""
-    command.upgrade(_config(database), revision)
+    """Bring the schema to `revision`: all of the way or, when it fails or is killed, no step of it.
+
+    Safe to run from several processes at once: one does it, the others wait for it. Raises StoreUnavailable when what
+    is in the way lasts longer than ten minutes, ConfigurationError for a schema of a newer version.
+    """
+    _require_known(database)
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            command.upgrade(_config(database), revision)
+            return
+        except StoreUnavailable as error:
+            if not is_lock_wait(error) or time.monotonic() > until:
+                raise
 
 
 def downgrade(database: Database, revision: str) -> None:
@@ -46,8 +60,19 @@ def head(database: Database) -> str:
 
 def require_head(database: Database) -> None:
     """Raises ConfigurationError when the schema is not the one that this code was written for."""
-    found, wanted = current(database), head(database)
+    found, wanted = _require_known(database), head(database)
     if found != wanted:
         raise ConfigurationError(
             f"the store's schema is at {found or 'nothing'}, this version needs {wanted}: run `adaptide db upgrade`"
         )
+
+
+def _require_known(database: Database) -> str | None:
+    """The revision that the store is at. Raises ConfigurationError for one that this code does not know."""
+    found, scripts = current(database), ScriptDirectory.from_config(_config(database))
+    if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+        raise ConfigurationError(
+            f"the store's schema is at {found}, which this version does not know, so a newer one upgraded it: install "
+            "that version, or restore the database from before"
+        )
+    return found

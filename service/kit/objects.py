@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.errors import ConfigurationError, ObjectMissing, ObjectsError
+from service.errors import ConfigurationError, ObjectMissing, ObjectsAway, ObjectsError
 
 CHUNK = 2**20
 BUCKETS = {"s3", "gs", "az"}
@@ -49,8 +49,9 @@ def check_url(url: str) -> None:
 class ObjectFolder:
     """The objects below one URL. Safe to share between threads; each request ends within about `timeout`.
 
-    Every method raises ObjectsError saying what could not be done, ObjectMissing when an object is not there. The time
-    limit is kept for s3, gs and az; other file systems have limits of their own.
+    Every method raises ObjectsError saying what could not be done, ObjectMissing when an object is not there,
+    ObjectsAway when the place is to blame. The time limit is kept for s3, gs and az; other file systems have limits of
+    their own.
     """
 
     def __init__(self, url: str, timeout: timedelta) -> None:
@@ -73,7 +74,7 @@ class ObjectFolder:
             size = self._size(name)
             if size > limit:
                 raise ObjectsError(f"{name} in {self.place} is {size} bytes, more than the {limit} that are read")
-            data: bytes = self._files.cat_file(self._path(name))
+            data = b"".join(self._stream(name, size))  # not cat_file: what lies there now may be larger
         if len(data) != size:
             raise ObjectsError(f"{name} in {self.place} changed while it was read")
         return data
@@ -85,12 +86,9 @@ class ObjectFolder:
             if found != size:
                 raise ObjectsError(f"{name} in {self.place} is {found} bytes, not {size}")
             left = size
-            if not left:
-                return
-            with self._files.open(self._path(name), "rb", size=size) as source:
-                while left and (piece := source.read(min(CHUNK, left))):
-                    left -= len(piece)
-                    yield piece
+            for piece in self._stream(name, size):
+                left -= len(piece)
+                yield piece
             if left:
                 raise ObjectsError(f"{name} in {self.place} ended {left} bytes too early")
 
@@ -153,6 +151,16 @@ class ObjectFolder:
             self.put(probe, b"written to find out whether it can be; may be deleted\n")
             self.delete(probe)
 
+    def _stream(self, name: str, size: int) -> Iterator[bytes]:
+        """What an object begins with, `size` bytes at most."""
+        left = size
+        if not left:
+            return
+        with self._files.open(self._path(name), "rb", size=size) as source:
+            while left and (piece := source.read(min(CHUNK, left))):
+                left -= len(piece)
+                yield piece
+
     def _size(self, name: str) -> int:
         info = self._files.info(self._path(name))
         if info["type"] != "file":
@@ -177,7 +185,7 @@ class ObjectFolder:
                 raise ObjectsError(self._no_bucket()) from None
             raise ObjectMissing(f"{name or 'it'} is not in {self.place}") from None
         except Exception as error:  # each file system has errors of its own
-            raise ObjectsError(f"{name or self.place} could not be {_PAST[verb]}: {self._why(error)}") from None
+            raise ObjectsAway(f"{name or self.place} could not be {_PAST[verb]}: {self._why(error)}") from None
 
     def _no_bucket(self) -> str:
         return f"{self.place} does not exist; create it, or correct the URL"

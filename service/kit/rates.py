@@ -49,6 +49,10 @@ class Rates:
         self._interval, self._burst = 1.0 / per_second, burst
         self._even_at: dict[str, float] = {}
 
+    def wait(self, key: str, now: float) -> float:
+        """Seconds that a call would be too early, without making it."""
+        return max(0.0, self._even_at.get(key, now) - (self._burst - 1) * self._interval - now)
+
     def take(self, key: str, now: float) -> float:
         """Seconds that this call is too early; 0: it may go on. now: monotonic seconds."""
         if len(self._even_at) >= MOST_KEYS and key not in self._even_at:

@@ -6,8 +6,8 @@ catalogue's revision), so there is nothing to invalidate: whatever changes makes
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,18 @@ QUEUED = 16 * TOGETHER
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """Items in rank order with their scores, and the model that ranked them."""
+    """Items in rank order with their scores, and the model that ranked them.
+
+    recommendation_id: of the reply that it was made for; computed, settings_id: as that one's row has them.
+    """
 
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]
     base_id: str
     adapter_version: str | None
+    recommendation_id: str = ""
+    computed: Mapping[str, Any] = field(default_factory=dict)
+    settings_id: str | None = None
 
 
 class AnswerCache:
@@ -87,14 +93,17 @@ class AnswerCache:
             [] if request.include_seen else past.seen,
             sorted(request.exclude_item_ids),
             request.filters.model_dump(),
+            request.filter_mode,
+            request.diversity,
             index.base_id,
             index.revision,
         ]
         return hashlib.blake2b(orjson.dumps(what), digest_size=24).digest()
 
-    async def find(self, question: bytes) -> KeptAnswer | None:
-        """What the model in service now answered to this question, if it is still kept."""
-        base_id, version = self._serving()
+    async def find(self, question: bytes, model: tuple[str | None, str | None] | None = None) -> KeptAnswer | None:
+        """What this model (base, adapter version; None: the one in service now) answered to this question, if it is
+        still kept."""
+        base_id, version = model or self._serving()
         if base_id is None:
             return None
         try:
@@ -105,8 +114,8 @@ class AnswerCache:
         CACHE.labels("recommendation", "miss" if raw is None else "hit").inc()
         if raw is None:
             return None
-        item_ids, scores = orjson.loads(raw)
-        return KeptAnswer(tuple(item_ids), tuple(scores), base_id, version)
+        item_ids, scores, *made = orjson.loads(raw)
+        return KeptAnswer(tuple(item_ids), tuple(scores), base_id, version, *made)
 
     def keep(self, question: bytes, answer: KeptAnswer) -> None:
         """Leave an answer for whoever asks next. It is not waited for."""
@@ -114,7 +123,8 @@ class AnswerCache:
             return
         key = self._key(question, answer.base_id, answer.adapter_version)
         try:
-            self._keeper.ask((key, orjson.dumps([answer.item_ids, answer.scores])))
+            made = [answer.recommendation_id, answer.computed, answer.settings_id]
+            self._keeper.ask((key, orjson.dumps([answer.item_ids, answer.scores, *made])))
         except Unavailable:  # so much is going on that this one does not matter
             return
 

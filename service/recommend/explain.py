@@ -4,6 +4,7 @@ import numpy as np
 
 from service.catalog.index import CatalogueIndex
 from service.catalog.trie import LEVELS, Int64
+from service.recommend.similar import shared_levels
 
 POPULAR = "popular with all users lately"
 
@@ -12,8 +13,7 @@ def reasons(index: CatalogueIndex, row: int, history: Int64) -> list[str]:
     """Sentences; empty when no history item shares even the first level. history: rows with codes, oldest first."""
     if not len(history):
         return []
-    same = index.codes[history] == index.codes[row]
-    shared = np.cumprod(same, axis=1).sum(axis=1)
+    shared = shared_levels(index, row, history)
     best = len(shared) - 1 - int(np.argmax(shared[::-1]))  # of equals the most recent
     if shared[best] == 0:
         return []

@@ -19,22 +19,36 @@ READ_TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class UserPast:
-    """latest: item ids of the last interactions, oldest first; seen: distinct item ids, no order promised."""
+    """latest: item ids of the last interactions, oldest first; seen: distinct item ids, no order promised.
+
+    through_seq: the highest sequence number of what it was made from: the same events make it again.
+    """
 
     latest: tuple[str, ...]
     seen: tuple[str, ...]
+    through_seq: int = 0
 
 
 def load_past(
-    connection: Connection, user_id: str, *, history_items: int, seen_items: int, ignored_types: Collection[str]
+    connection: Connection,
+    user_id: str,
+    *,
+    history_items: int,
+    seen_items: int,
+    ignored_types: Collection[str],
+    through_seq: int = repository.NEVER,
 ) -> UserPast:
-    """From the stored events; an unknown user has an empty past."""
+    """From the stored events up to `through_seq`; an unknown user has an empty past."""
     most = max(history_items, seen_items)
-    newest = repository.latest_items(connection, user_id, most, ignored_types)
+    found = repository.latest_interactions(connection, user_id, most, ignored_types, through_seq)
+    newest = [item_id for item_id, _ in found]
     seen = tuple(dict.fromkeys(newest))[:seen_items]
+    highest = max((seq for _, seq in found), default=0)
     if len(newest) == most and len(seen) < seen_items:  # more of them may lie further back
-        seen = tuple(repository.seen_items(connection, user_id, seen_items, ignored_types))
-    return UserPast(tuple(reversed(newest[:history_items])), seen)
+        further = repository.seen_with_seq(connection, user_id, seen_items, ignored_types, through_seq)
+        seen = tuple(item_id for item_id, _ in further)
+        highest = max(highest, *(seq for _, seq in further))
+    return UserPast(tuple(reversed(newest[:history_items])), seen, highest)
 
 
 def history_reader(database: Database, settings: Settings, cache: "PastCache | None" = None) -> Grouped[str, UserPast]:

@@ -21,6 +21,7 @@ from service.telemetry import CACHE
 
 LEASE_MS = 10_000  # longer than any read of a past that somebody still waits for
 REMOVED_TOGETHER = 1_000
+FORMAT = 2  # of what is kept of a past; replicas of another version keep theirs apart
 
 # KEYS: epoch, users. ARGV: settings, a new epoch's token, a new lease's token, a lease's milliseconds.
 LOOK_UP = """
@@ -71,7 +72,7 @@ class PastCache:
         self._ignored_types = settings.ignored_event_types
         self._milliseconds = max(1, int((lifetime or settings.history_cache).total_seconds() * 1000))
         # Replicas with other settings make other pasts of the same events.
-        what = [settings.history_items, settings.seen_items, sorted(settings.ignored_event_types)]
+        what = [FORMAT, settings.history_items, settings.seen_items, sorted(settings.ignored_event_types)]
         self._settings = hashlib.blake2b(orjson.dumps(what), digest_size=8).hexdigest()
 
     def look_up(self, users: Sequence[str]) -> list[UserPast | Lease | None]:
@@ -97,7 +98,7 @@ class PastCache:
         values: list[str | bytes | int | float] = [self._milliseconds]
         for lease, past in pasts.values():
             stamp = lease.held.rsplit(b"lease|", 1)[0]
-            values += [lease.held, stamp + b"past|" + orjson.dumps([past.latest, past.seen])]
+            values += [lease.held, stamp + b"past|" + orjson.dumps([past.latest, past.seen, past.through_seq])]
         try:
             self._link.script(KEEP, [self._key(user) for user in pasts], values)
         except RedisAway as error:
@@ -125,5 +126,5 @@ def _read(held: bytes) -> UserPast | Lease:
     _, _, kind, rest = held.split(b"|", 3)
     if kind != b"past":
         return Lease(held)
-    latest, seen = orjson.loads(rest)
-    return UserPast(tuple(latest), tuple(seen))
+    latest, seen, through_seq = orjson.loads(rest)
+    return UserPast(tuple(latest), tuple(seen), through_seq)

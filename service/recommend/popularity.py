@@ -1,4 +1,4 @@
-"""Recency-weighted popularity: each interaction counts 2^(-age / half-life), age in event time."""
+"""Recency-weighted popularity: each interaction that counts (service.recommend.votes) weighs 2^(-age / half-life)."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -18,6 +18,7 @@ class Popularity:
     def __init__(self, half_life: timedelta) -> None:
         self._half_life_s = half_life.total_seconds()
         self._offset: float | None = None  # exponent of the newest event so far, keeps numbers in range
+        self._newest: float | None = None  # exponent of the newest event that was counted here
         self._weights: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -33,6 +34,7 @@ class Popularity:
                     factor = 2.0 ** max(self._offset - exponent, -1000.0)
                     self._weights = {item: weight * factor for item, weight in self._weights.items()}
                     self._offset = exponent
+                self._newest = exponent if self._newest is None else max(exponent, self._newest)
                 weight = 2.0 ** max(exponent - self._offset, -1000.0)
                 self._weights[item_id] = self._weights.get(item_id, 0.0) + weight
                 count += 1
@@ -55,6 +57,19 @@ class Popularity:
 
     def by_row(self, index: CatalogueIndex) -> Float64:
         """float64 [rows], the largest scaled to 1; 0 for items without interactions."""
+        return self.scaled(index)[0]
+
+    def scaled(self, index: CatalogueIndex) -> tuple[Float64, float]:
+        """`by_row`, and what one interaction at the time of the newest one weighs there.
+
+        After `restore` the newest time is not known until something is added; the weight is then too small, never too
+        large. 0 before the first interaction.
+        """
         found = self.weights()
         values = np.array([found.get(item.item_id, 0.0) for item in index.items])
-        return values / values.max() if len(values) and values.max() > 0 else values
+        most = float(values.max()) if len(values) else 0.0
+        if not most > 0:
+            return values, 0.0
+        with self._lock:
+            offset, newest = self._offset or 0.0, self._newest
+        return values / most, 2.0 ** min(1000.0, 0.0 if newest is None else newest - offset) / most

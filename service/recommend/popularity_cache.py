@@ -12,6 +12,7 @@ import orjson
 import structlog
 
 from service.kit.redis_link import RedisAway, RedisLink, new_token
+from service.recommend.votes import BLOCK
 from service.telemetry import CACHE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Every interaction with seq <= through_seq, as Popularity.state gives it.
+    """Every interaction that counts with seq <= through_seq, as Popularity.state gives it.
 
     from_nothing_at: POSIX seconds, when the first of a chain of replicas began with the first event.
     """
@@ -53,7 +54,7 @@ class SharedCounts:
         """every: replicas share no more often, all of them together."""
         self._link, self._every = link, every
         self._shared_at = float("-inf")
-        what = orjson.dumps([half_life.total_seconds(), sorted(ignored_types)])
+        what = orjson.dumps([half_life.total_seconds(), sorted(ignored_types), BLOCK])
         self._name = hashlib.blake2b(what, digest_size=8).hexdigest()  # other settings count otherwise
 
     def load(self, newest_seq: int) -> Counts | None:

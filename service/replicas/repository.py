@@ -24,6 +24,8 @@ class Replica:
     wanted_base_id: str | None = None
     wanted_version: str | None = None
     degraded: str | None = None
+    trial_version: str | None = None
+    trial_trouble: str | None = None
 
 
 def write(connection: Connection, replica: Replica) -> None:

@@ -27,6 +27,10 @@ class ReplicaView(BaseModel):
     wanted_version: str | None
     degraded: str | None
     """Why it serves something else than the pointer names."""
+    trial_version: str | None = None
+    """The candidate of a trial that it holds beside what it serves."""
+    trial_trouble: str | None = None
+    """Why it does not hold it; the active adapter then answers everybody there."""
 
 
 class ReplicasView(BaseModel):

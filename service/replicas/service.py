@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 import structlog
@@ -16,6 +17,9 @@ from service.kit.ids import uuid7
 from service.kit.poller import Poller
 from service.replicas import repository
 from service.replicas.repository import Replica
+from service.replicas.schemas import ReplicaView
+from service.settings import Settings
+from service.trials.following import TrialStatus
 
 FORGOTTEN_AFTER = timedelta(hours=1)
 """A replica that has not been seen for so long is taken for gone, and its row is deleted by the next one."""
@@ -30,9 +34,14 @@ class Heartbeat:
     """Writes this process's row now and then; start() and stop() once each. A lost store is tried again."""
 
     def __init__(
-        self, database: Database, clock: Clock, interval: timedelta, status: Callable[[], ActivationStatus]
+        self,
+        database: Database,
+        clock: Clock,
+        interval: timedelta,
+        status: Callable[[], ActivationStatus],
+        trial: Callable[[], TrialStatus] = TrialStatus,
     ) -> None:
-        self._database, self._clock, self._status = database, clock, status
+        self._database, self._clock, self._status, self._trial = database, clock, status, trial
         self._poller = Poller("heartbeat", interval, self.beat)
         self._started_at: datetime | None = None
         self.replica_id = uuid7()
@@ -49,7 +58,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Write the row as of now, and delete those of replicas that are long gone. Raises StoreUnavailable."""
-        now, status = self._clock(), self._status()
+        now, status, trial = self._clock(), self._status(), self._trial()
         self._started_at = self._started_at or now
         wanted = (status.wanted_base_id, status.wanted_version)
         elsewhere = wanted != (status.base_id, status.adapter_version)
@@ -65,6 +74,8 @@ class Heartbeat:
             wanted_base_id=status.wanted_base_id if elsewhere else None,
             wanted_version=status.wanted_version if elsewhere else None,
             degraded=status.degraded,
+            trial_version=trial.loaded,
+            trial_trouble=trial.trouble,
         )
         with self._database.write() as connection:
             repository.write(connection, replica)
@@ -82,3 +93,9 @@ def read_all(database: Database) -> list[Replica]:
     """Every replica that is known."""
     with database.read() as connection:
         return repository.list_all(connection)
+
+
+def read_views(database: Database, clock: Clock, settings: Settings) -> list[ReplicaView]:
+    """Every replica that is known, and whether it is late."""
+    patience, now = LATE_AFTER * settings.heartbeat_interval, clock()
+    return [ReplicaView(**asdict(found), late=now - found.seen_at > patience) for found in read_all(database)]

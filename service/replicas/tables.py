@@ -18,5 +18,7 @@ replicas = sa.Table(
     sa.Column("wanted_base_id", sa.String(64), comment="what the pointer names, where that is something else"),
     sa.Column("wanted_version", sa.String(64)),
     sa.Column("degraded", sa.Text, comment="why it serves something else than the pointer names"),
+    sa.Column("trial_version", sa.String(64), comment="the candidate of a trial that it holds"),
+    sa.Column("trial_trouble", sa.Text, comment="why it does not hold it"),
     comment="Written by each replica every few seconds; its row goes when it stops",
 )

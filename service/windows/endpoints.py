@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.access.endpoints import Admin
+from service.audit.refusals import Audited
 from service.windows import service
 from service.windows.schemas import WindowsView, WindowView
 from service.wiring import ServicesDep
 
-router = APIRouter(tags=["admin"])
+router = APIRouter(tags=["admin"], route_class=Audited)
 
 
 @router.get("/v1/admin/windows")
@@ -20,10 +21,12 @@ def list_windows(
     before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> WindowsView:
     """Windows newest first, with each update's steps, verdict and evaluations, and the window that is still open."""
-    return WindowsView.of(service.read_page(services.database, services.settings, limit=limit, before=before))
+    page = service.read_page(services.database, services.settings, limit=limit, before=before)
+    return WindowsView.of(page, services.settings)
 
 
 @router.post("/v1/admin/windows/close")
 def close_window(services: ServicesDep, principal: Admin) -> WindowView:
     """Seal the open window now, for the updater to train on. 409 when no event has arrived since the last one."""
-    return WindowView.of(service.close(services.database, services.clock, services.settings, actor=principal.actor))
+    closed = service.close(services.database, services.clock, services.settings, actor=principal.actor)
+    return WindowView.of(closed, services.settings)

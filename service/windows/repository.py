@@ -8,7 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from service.events.repository import max_seq
 from service.events.tables import events
+from service.kit.db import limit_lock_waits
 from service.windows.states import TERMINAL, Pending, SealedBecause, WindowState
 from service.windows.tables import evaluations, windows
 
@@ -66,18 +68,27 @@ def lock_event_order(connection: Connection, timeout_s: float) -> None:
     other writes.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(
-            sa.text("SELECT set_config('lock_timeout', :milliseconds, true)"),
-            {"milliseconds": str(int(timeout_s * 1000))},
-        )
+        limit_lock_waits(connection, timeout_s)
         connection.execute(sa.text("LOCK TABLE windows IN SHARE ROW EXCLUSIVE MODE"))
         connection.execute(sa.text("LOCK TABLE ONLY events IN SHARE MODE"))
+
+
+def ends(connection: Connection) -> list[tuple[int, int]]:
+    """(through_seq, window_id) of every sealed window, in their order: one begins where the one before it ends."""
+    query = sa.select(windows.c.through_seq, windows.c.window_id).order_by(windows.c.through_seq)
+    return [(through_seq, window_id) for through_seq, window_id in connection.execute(query)]
 
 
 def last_through_seq(connection: Connection) -> int:
     """Where the open window begins (exclusive); 0 before the first seal."""
     highest: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(windows.c.through_seq), 0))).scalar_one()
     return highest
+
+
+def begin_of(connection: Connection, through_seq: int) -> int | None:
+    """Where the sealed window that ends there begins (exclusive); None when none ends there."""
+    found: int | None = connection.scalar(sa.select(windows.c.after_seq).where(windows.c.through_seq == through_seq))
+    return found
 
 
 def finished_through(connection: Connection, sealed_before: datetime, attempts: int) -> int:
@@ -94,15 +105,52 @@ def finished_through(connection: Connection, sealed_before: datetime, attempts: 
     return last_through_seq(connection) if through is None else through
 
 
+def first_trained(connection: Connection) -> datetime | None:
+    """When the first window of which an event is still stored began to be trained; None without any."""
+    first = sa.select(sa.func.min(events.c.seq)).scalar_subquery()
+    query = sa.select(sa.func.min(windows.c.started_at)).where(windows.c.through_seq >= first)
+    found: datetime | None = connection.scalar(query)
+    return found
+
+
 def read_pending(connection: Connection, limit: int) -> Pending:
     """The open window, counted up to `limit` events."""
     after = last_through_seq(connection)
-    unsealed = sa.select(events.c.received_at).where(events.c.seq > after)
-    first = connection.execute(unsealed.order_by(events.c.seq).limit(1)).scalar_one_or_none()
+    first = _first_received(connection, after)
     # Bounded, so that a long backlog does not make each tick slower.
     rows = sa.select(events.c.seq).where(events.c.seq > after).order_by(events.c.seq).limit(limit).subquery()
     count = connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one()
     return Pending(after, count, first)
+
+
+def bound_pending(connection: Connection) -> Pending:
+    """The open window without counting it: its events are the sequence numbers that it spans, some of which may be of
+    none (a repetition, an erasure)."""
+    after = last_through_seq(connection)
+    return Pending(after, max(0, max_seq(connection) - after), _first_received(connection, after))
+
+
+def _first_received(connection: Connection, after_seq: int) -> datetime | None:
+    unsealed = sa.select(events.c.received_at).where(events.c.seq > after_seq)
+    found: datetime | None = connection.scalar(unsealed.order_by(events.c.seq).limit(1))
+    return found
+
+
+def waiting(connection: Connection, attempts: int) -> tuple[int, int]:
+    """(windows, events in them) that are sealed and not done with. attempts: one that failed so often is done with."""
+    again = sa.and_(windows.c.state == WindowState.FAILED.value, windows.c.attempts < attempts)
+    open_states = [WindowState.SEALED.value, WindowState.TRAINING.value]
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(windows.c.events), 0))
+    found, held = connection.execute(query.where(sa.or_(windows.c.state.in_(open_states), again))).one()
+    return found, int(held)
+
+
+def oldest_unsettled(connection: Connection, attempts: int) -> Window | None:
+    """The window that the updater takes up next. attempts: one that failed so often is done with."""
+    given_up = sa.and_(windows.c.state == WindowState.FAILED.value, windows.c.attempts >= attempts)
+    query = sa.select(windows).where(windows.c.state.not_in([state.value for state in TERMINAL]), ~given_up)
+    row = connection.execute(query.order_by(windows.c.window_id).limit(1)).mappings().one_or_none()
+    return None if row is None else _window(row, [])
 
 
 def measure(connection: Connection, after_seq: int, through_seq: int | None, limit: int | None) -> tuple[int, int]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from service.settings import Settings
 from service.windows.repository import Window
-from service.windows.service import WindowPage
+from service.windows.service import WindowPage, next_attempt_of
 from service.windows.states import SealedBecause, WindowState
 
 
@@ -42,6 +43,8 @@ class WindowView(BaseModel):
     finished_at: datetime | None
     seconds: float | None = None
     """From the start of the latest attempt to its end."""
+    next_attempt_at: datetime | None = None
+    """When a failed one may be tried again; null for one that failed for good."""
     method: str | None
     base_id: str | None
     incumbent_version: str | None
@@ -54,8 +57,9 @@ class WindowView(BaseModel):
     evaluations: list[EvaluationView]
 
     @classmethod
-    def of(cls, window: Window) -> "WindowView":
+    def of(cls, window: Window, settings: Settings) -> "WindowView":
         view = cls.model_validate(window)
+        view.next_attempt_at = next_attempt_of(window, settings)
         if window.started_at is not None and window.finished_at is not None:
             view.seconds = (window.finished_at - window.started_at).total_seconds()
         return view
@@ -77,7 +81,9 @@ class WindowsView(BaseModel):
     open: OpenWindow
 
     @classmethod
-    def of(cls, page: WindowPage) -> "WindowsView":
+    def of(cls, page: WindowPage, settings: Settings) -> "WindowsView":
         pending = page.open
         opened = OpenWindow(after_seq=pending.after_seq, events=pending.events, since=pending.first_received_at)
-        return cls(windows=[WindowView.of(w) for w in page.windows], next_before=page.next_before, open=opened)
+        return cls(
+            windows=[WindowView.of(w, settings) for w in page.windows], next_before=page.next_before, open=opened
+        )

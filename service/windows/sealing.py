@@ -14,9 +14,11 @@ from service.adapters.states import AdapterState
 from service.audit import repository as audit
 from service.errors import Conflict
 from service.events import repository as events_repository
+from service.kit import leases
 from service.kit.clock import Clock
+from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.db import Database
-from service.kit.leases import bound_pauses
+from service.kit.leases import Lease
 from service.settings import Settings
 from service.windows import repository, states
 from service.windows.repository import Window
@@ -48,21 +50,26 @@ def seal(
     *,
     through_seq: int | None = None,
     actor: str | None = None,
+    lease: Lease | None = None,
 ) -> Window | None:
     """Close the open window; None when it holds no event.
 
     through_seq: only events up to it; otherwise all that are acknowledged, of which a seal by count takes the first
-    window_max_events. actor: whoever asked for it by hand, for the audit log. Raises StoreUnavailable when a slow
-    writer is in the way for more than a second; nothing is sealed then.
+    window_max_events. actor: whoever asked for it by hand, for the audit log. lease: under which the caller seals.
+    Raises LeaseLost when that is no longer held, StoreUnavailable when a slow writer is in the way for more than a
+    second; nothing is sealed then.
     """
     limit = settings.window_max_events if because is SealedBecause.COUNT else None
     with database.write() as connection:
+        if lease is not None:
+            leases.check(connection, lease)
         window = _seal_in(connection, clock(), because, through_seq, limit)
         if window is not None and actor is not None:
             details = {"through_seq": window.through_seq, "events": window.events, "because": because.value}
             subject = str(window.window_id)
             audit.append(connection, now=clock(), actor=actor, action="window.close", subject=subject, details=details)
     if window is not None:
+        crash_point(CrashPoint.SEALED)
         log.info("window_sealed", window_id=window.window_id, events=window.events, because=because.value)
     return window
 
@@ -123,7 +130,7 @@ def _seal_in(
     limit: int | None,
     base_id: str | None = None,
 ) -> Window | None:
-    bound_pauses(connection)  # every writer of events waits behind this
+    leases.bound_pauses(connection)  # every writer of events waits behind this
     repository.lock_event_order(connection, SEAL_TIMEOUT_S)
     after = repository.last_through_seq(connection)
     events, highest = repository.measure(connection, after, through_seq, limit)

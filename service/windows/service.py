@@ -1,4 +1,4 @@
-"""The life of a window: sealed, claimed under a lease, concluded once.
+"""The life of a window: sealed, claimed under a lease, concluded once; over 300 lines, since each step guards the next.
 
 Windows are contiguous ranges of the server's event sequence, so each acknowledged event is in exactly one. They are
 worked on strictly in order, by the holder of the lease UPDATER_LEASE, whose fence each claimed window carries.
@@ -23,9 +23,14 @@ from service.adapters.states import Action, AdapterState
 from service.errors import Conflict, LeaseLost, NotFound
 from service.kit import leases
 from service.kit.clock import Clock
+from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.db import Database
 from service.kit.leases import Lease
 from service.settings import Settings
+from service.telemetry import WINDOWS_GIVEN_UP
+from service.trials.promotion import begin_in
+from service.users import service as users
+from service.users.service import Learners
 from service.windows import repository, states
 from service.windows.repository import Evaluation, Window
 from service.windows.sealing import close, due, finish, horizon, install_base, require_allowed, seal
@@ -42,6 +47,8 @@ __all__ = [
     "fail",
     "horizon",
     "install_base",
+    "next_attempt_of",
+    "read_closed",
     "read_page",
     "read_window",
     "record_evaluation",
@@ -51,7 +58,9 @@ __all__ = [
 
 UPDATER_LEASE = "updater"
 """Name of the lease under which windows are worked on."""
-_WITH_CANDIDATE = (WindowState.PROMOTED, WindowState.REFUSED)
+_HELD = (WindowState.PROMOTED, WindowState.CANARY)
+"""With a candidate that held at the gate."""
+_WITH_CANDIDATE = (*_HELD, WindowState.REFUSED)
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +76,8 @@ class Outcome:
     evaluations: Sequence[Evaluation] = ()
     steps: Sequence[dict[str, Any]] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
+    learners: Learners | None = None
+    """Whose events the candidate has learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +91,15 @@ class WindowPage:
 
 def read_page(database: Database, settings: Settings, *, limit: int = 50, before: int | None = None) -> WindowPage:
     with database.read() as connection:
-        found = repository.page(connection, limit=limit + 1, before=before)
-        pending = repository.read_pending(connection, settings.window_max_events)
+        closed, next_before = read_closed(connection, limit=limit, before=before)
+        return WindowPage(closed, next_before, repository.read_pending(connection, settings.window_max_events))
+
+
+def read_closed(connection: Connection, *, limit: int, before: int | None = None) -> tuple[list[Window], int | None]:
+    """A page of windows, newest first, and `before` for the next one; the open window is not counted for it."""
+    found = repository.page(connection, limit=limit + 1, before=before)
     shown = found[:limit]
-    return WindowPage(shown, shown[-1].window_id if len(found) > limit else None, pending)
+    return shown, shown[-1].window_id if len(found) > limit else None
 
 
 def read_window(database: Database, window_id: int) -> Window:
@@ -96,24 +112,34 @@ def read_window(database: Database, window_id: int) -> Window:
 
 
 def claim(
-    database: Database, clock: Clock, settings: Settings, lease: Lease, *, method: str | None = None
+    database: Database,
+    clock: Clock,
+    settings: Settings,
+    lease: Lease,
+    *,
+    method: str | None = None,
+    at_once: bool = False,
 ) -> Window | None:
     """The oldest window that still needs an outcome, now being trained under `lease`; None when there is none.
 
     A window is never claimed before all earlier ones are done with. One that an earlier holder left unfinished is
-    taken over; one that was left or failed window_attempts times stays failed. Raises LeaseLost.
+    taken over; one that failed waits (states.next_attempt) unless `at_once`; one that was left or failed
+    window_attempts times stays failed. Raises LeaseLost.
     """
     now = clock()
     with database.write() as connection:
-        leases.check(connection, lease, now)
+        leases.check(connection, lease)
         for window in repository.in_states(connection, [WindowState.SEALED, WindowState.TRAINING, WindowState.FAILED]):
             if states.settled(window.state, window.attempts, settings.window_attempts):
                 continue
             if window.attempts >= settings.window_attempts:  # lost while training, as often as is allowed
                 reason = window.reason or "the updater was lost while it worked on this window"
                 finish(connection, window, WindowState.FAILED, now, reason=reason)
-                log.error("window_given_up", window_id=window.window_id, attempts=window.attempts)
+                _give_up(window, reason)
                 continue
+            again = next_attempt_of(window, settings)
+            if again is not None and not at_once and _between(window.finished_at, now, again):
+                return None
             require_allowed(window, WindowState.TRAINING)
             pointer = adapters_repository.read_pointer(connection)
             repository.update(
@@ -134,25 +160,37 @@ def claim(
                     "statistics": {},
                 },
             )
-            return repository.find(connection, window.window_id)
-    return None
+            claimed = repository.find(connection, window.window_id)
+            break
+        else:
+            return None
+    crash_point(CrashPoint.CLAIMED)
+    return claimed
 
 
-def report_steps(
-    database: Database, clock: Clock, window_id: int, lease: Lease, steps: Sequence[dict[str, Any]]
-) -> None:
+def next_attempt_of(window: Window, settings: Settings) -> datetime | None:
+    """See states.next_attempt."""
+    return states.next_attempt(
+        window.state,
+        window.attempts,
+        window.finished_at,
+        limit=settings.window_attempts,
+        pause=settings.window_retry_pause,
+    )
+
+
+def report_steps(database: Database, window_id: int, lease: Lease, steps: Sequence[dict[str, Any]]) -> None:
     """Show how far a claimed window has come. Raises LeaseLost."""
     with database.write() as connection:
-        _require_claimed(connection, window_id, lease, clock())
+        _require_claimed(connection, window_id, lease)
         repository.update(connection, window_id, {"steps": list(steps)})
 
 
 def record_evaluation(database: Database, clock: Clock, window_id: int, lease: Lease, evaluation: Evaluation) -> None:
     """Record one evaluation of a claimed window before it is concluded. Raises LeaseLost."""
-    now = clock()
     with database.write() as connection:
-        _require_claimed(connection, window_id, lease, now)
-        repository.write_evaluation(connection, window_id, evaluation, now)
+        _require_claimed(connection, window_id, lease)
+        repository.write_evaluation(connection, window_id, evaluation, clock())
 
 
 def conclude(
@@ -165,37 +203,44 @@ def conclude(
     *,
     actor: str = "updater",
     expected_revision: int | None = None,
+    canary_share: float = 0.1,
 ) -> Activation | None:
     """Write a claimed window's one outcome: evaluations, the adapter if any, its promotion, the verdict.
 
-    All or nothing, in one transaction.
+    All or nothing, in one transaction. canary_share: of the users who get the candidate where the verdict is canary.
 
     expected_revision: the revision that the candidate was compared under. When an admin has moved the pointer since,
     a promotion raises PreconditionFailed and nothing is written: the window is to be trained again from what serves
     now. Raises LeaseLost when the lease or the claim is no longer this updater's, ArtifactError when the published
-    candidate does not verify, Conflict when the verdict and the candidate do not go together.
+    candidate does not verify, Conflict when the verdict and the candidate do not go together or a user that the
+    candidate has learnt from was erased meanwhile.
     """
     if outcome.verdict not in OUTCOMES:
         raise Conflict(f"an update does not end as {outcome.verdict}; see fail() for failures")
-    promoted, candidate = outcome.verdict is WindowState.PROMOTED, outcome.candidate
-    if (promoted and candidate is None) or (candidate and outcome.verdict not in _WITH_CANDIDATE):
+    held, candidate = outcome.verdict in _HELD, outcome.candidate
+    if (held and candidate is None) or (candidate and outcome.verdict not in _WITH_CANDIDATE):
         raise Conflict("a promoted window has a candidate, a refused one may have one, no other has")
-    if promoted and candidate is not None:
+    if held and candidate is not None:
         _verify(database, artifacts, candidate)
     now, activation = clock(), None
     with database.write() as connection:
-        window = _require_claimed(connection, window_id, lease, now)
+        window = _require_claimed(connection, window_id, lease)
         for evaluation in outcome.evaluations:
             repository.write_evaluation(connection, window_id, evaluation, now)
         if candidate is not None:
             if candidate.window_id != window_id:
                 raise Conflict(f"candidate {candidate.adapter_version} is not of window {window_id}")
+            if outcome.learners is not None:
+                users.require_none_erased(connection, outcome.learners)
             request = MoveRequest(actor, outcome.reason, expected_revision)
             pointer = adapters_repository.read_pointer(connection, lock=True)
-            state = AdapterState.PASSED if promoted else AdapterState.REFUSED
+            state = AdapterState.PASSED if held else AdapterState.REFUSED
             adapters.register_adapter_in(connection, clock, candidate, state)
-            if promoted:
+            if held:
                 moves.check_revision(pointer, request)
+            if outcome.verdict is WindowState.CANARY:
+                begin_in(connection, clock, pointer, candidate.adapter_version, canary_share, request)
+            elif held:
                 activation = adapters.promote_in(
                     connection,
                     clock,
@@ -211,6 +256,8 @@ def conclude(
         if outcome.incumbent_version is not None:
             extra["incumbent_version"] = outcome.incumbent_version
         finish(connection, window, outcome.verdict, now, reason=outcome.reason, **extra)
+        crash_point(CrashPoint.CONCLUDING)
+    crash_point(CrashPoint.CONCLUDED)
     log.info("window_concluded", window_id=window_id, verdict=outcome.verdict.value, reason=outcome.reason)
     return activation
 
@@ -226,19 +273,30 @@ def fail(
     steps: Sequence[dict[str, Any]] | None = None,
 ) -> bool:
     """Note that an attempt failed; True when the window will be tried again. Raises LeaseLost."""
-    now = clock()
     with database.write() as connection:
-        window = _require_claimed(connection, window_id, lease, now)
+        window = _require_claimed(connection, window_id, lease)
         extra: dict[str, object] = {} if steps is None else {"steps": list(steps)}
-        finish(connection, window, WindowState.FAILED, now, reason=reason[:2000], **extra)
+        finish(connection, window, WindowState.FAILED, clock(), reason=reason[:2000], **extra)
     again = window.attempts < settings.window_attempts
     log.warning("window_failed", window_id=window_id, attempt=window.attempts, again=again, reason=reason)
+    if not again:
+        _give_up(window, reason)
     return again
 
 
-def _require_claimed(connection: Connection, window_id: int, lease: Lease, now: datetime) -> Window:
+def _give_up(window: Window, reason: str) -> None:
+    WINDOWS_GIVEN_UP.inc()
+    log.error("window_given_up", window_id=window.window_id, attempts=window.attempts, reason=reason)
+
+
+def _between(start: datetime | None, now: datetime, end: datetime) -> bool:
+    """Whether `now` lies in a wait that began at `start`: not when the clock has been set back behind it."""
+    return start is not None and start <= now < end
+
+
+def _require_claimed(connection: Connection, window_id: int, lease: Lease) -> Window:
     """The window, locked. Raises LeaseLost unless it is being trained under `lease`, which is in force."""
-    leases.check(connection, lease, now)
+    leases.check(connection, lease)
     window = repository.find(connection, window_id, lock=True)
     if window is None or window.state is not WindowState.TRAINING or window.lease_fence != lease.fence:
         raise LeaseLost(f"window {window_id} is no longer this updater's to work on; nothing was written")

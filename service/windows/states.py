@@ -12,6 +12,8 @@ class WindowState(StrEnum):
     """An updater works on it, under the lease fence in its row."""
     PROMOTED = "promoted"
     """Its adapter held at the gate and became the active one."""
+    CANARY = "canary"
+    """Its adapter held at the gate and was put on a share of the users before it is promoted (ADAPTIDE_PROMOTE)."""
     REFUSED = "refused"
     """The gate refused its adapter."""
     NO_CHANGE = "no_change"
@@ -24,7 +26,15 @@ class WindowState(StrEnum):
     """Its events trained the base; there is nothing to update with them."""
 
 
-OUTCOMES = frozenset({WindowState.PROMOTED, WindowState.REFUSED, WindowState.NO_CHANGE, WindowState.SKIPPED})
+OUTCOMES = frozenset(
+    {
+        WindowState.PROMOTED,
+        WindowState.CANARY,
+        WindowState.REFUSED,
+        WindowState.NO_CHANGE,
+        WindowState.SKIPPED,
+    }
+)
 """How an update ends for good."""
 TERMINAL = OUTCOMES | {WindowState.BASE}
 
@@ -35,6 +45,10 @@ TRANSITIONS: dict[WindowState, frozenset[WindowState]] = {
     WindowState.FAILED: frozenset({WindowState.TRAINING, WindowState.SKIPPED}),
     **{state: frozenset() for state in TERMINAL},
 }
+
+
+LONGEST_PAUSE = timedelta(hours=1)
+"""Between two attempts at a window; windows behind it wait as well."""
 
 
 class SealedBecause(StrEnum):
@@ -52,6 +66,18 @@ def allowed(old: WindowState, new: WindowState) -> bool:
 def settled(state: WindowState, attempts: int, limit: int) -> bool:
     """Whether nothing more will be done for a window, so that the next one may be taken up."""
     return state in TERMINAL or (state is WindowState.FAILED and attempts >= limit)
+
+
+def next_attempt(
+    state: WindowState, attempts: int, finished_at: datetime | None, *, limit: int, pause: timedelta
+) -> datetime | None:
+    """When a failed window may be tried again: `pause` after its first failure, twice that after the next, and so on.
+
+    LONGEST_PAUSE at most, or `pause` where that is longer. None for one that did not fail, or failed for good.
+    """
+    if state is not WindowState.FAILED or finished_at is None or attempts >= limit:
+        return None
+    return finished_at + min(pause * (1 << min(attempts - 1, 20)), max(pause, LONGEST_PAUSE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,21 @@
 """Keys against both stores, and at the door of the API."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from service.access.schemas import Principal, Scope
 from service.access.service import AccessService
 from service.audit import repository as audit
-from service.errors import InvalidRequest, NotFound, StoreUnavailable, Unauthenticated
+from service.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, TooManyRequests, Unauthenticated
+from service.http.failure_limit import FailureLimiter
 from service.kit.db import Database
+from service.kit.rates import MOST_KEYS, Rates
 from tests.conftest import SetClock
 
 READ = frozenset({Scope.READ})
@@ -45,7 +50,7 @@ def test_a_new_keys_token_stands_for_it(access: AccessService) -> None:
 
 def test_the_store_never_holds_the_token(access: AccessService, database: Database) -> None:
     created = access.create("shop", READ, actor="cli")
-    secret = created.token.rpartition("_")[2]
+    secret = created.token.split("_", 2)[2]
     with database.read() as connection:
         for table in ("api_keys", "audit_log"):
             assert secret not in str(connection.exec_driver_sql(f"SELECT * FROM {table}").all())  # noqa: S608
@@ -163,6 +168,89 @@ def test_a_known_key_stays_good_while_the_store_is_gone_and_an_unknown_one_is_no
         access.authenticate(token)
 
 
+def test_while_the_store_is_gone_a_known_key_may_read_and_no_more(
+    clock: SetClock, stopwatch: Stopwatch, database: Database
+) -> None:
+    access = AccessService(database, clock, stopwatch)
+    token = access.create("shop", frozenset({Scope.ADMIN}), actor="cli").token
+    access.authenticate(token)
+    access._database = Database("postgresql://nobody@127.0.0.1:1/none", lock_timeout_s=1)
+    stopwatch.seconds += 5
+    assert access.authenticate(token, Scope.READ).name == "shop"
+    for scope in (Scope.WRITE, Scope.ADMIN):
+        with pytest.raises(StoreUnavailable):
+            access.authenticate(token, scope)
+
+
+# --- rotation ---
+
+
+def test_a_rotated_key_has_a_successor_and_is_good_for_its_grace(access: AccessService, clock: SetClock) -> None:
+    old = access.create("shop", frozenset({Scope.READ, Scope.WRITE}), actor="cli")
+    access.authenticate(old.token)
+    clock.advance(days=1)
+    new = access.rotate(old.key.key_id, actor="cli", grace=timedelta(hours=1))
+    assert (new.key.name, new.key.scopes, new.key.expires_at) == ("shop", old.key.scopes, None)
+    assert access.authenticate(new.token).key_id == new.key.key_id != old.key.key_id
+    assert access.list()[0].replaced_by == new.key.key_id
+    clock.advance(minutes=59, seconds=59)
+    access.authenticate(old.token)
+    clock.advance(seconds=1)
+    with pytest.raises(Unauthenticated):
+        access.authenticate(old.token)
+    access.authenticate(new.token)
+
+
+def test_without_a_grace_the_old_key_is_refused_at_once_here_and_within_five_seconds_elsewhere(
+    access: AccessService, database: Database, clock: SetClock, stopwatch: Stopwatch
+) -> None:
+    old = access.create("shop", READ, actor="cli")
+    elsewhere = AccessService(database, clock, stopwatch)
+    for one in (access, elsewhere):
+        one.authenticate(old.token)
+    access.rotate(old.key.key_id, actor="cli", grace=timedelta(0))
+    stopwatch.seconds += 5
+    for one in (access, elsewhere):
+        with pytest.raises(Unauthenticated):
+            one.authenticate(old.token)
+
+
+def test_a_successor_lives_as_long_as_the_old_key_was_made_for_which_its_grace_does_not_prolong(
+    access: AccessService, clock: SetClock
+) -> None:
+    old = access.create("shop", READ, actor="cli", expires_in=timedelta(days=30))
+    clock.advance(days=29)
+    new = access.rotate(old.key.key_id, actor="cli", grace=timedelta(days=7))
+    assert new.key.expires_at == clock() + timedelta(days=30)
+    assert access.find(old.key.key_id).expires_at == old.key.expires_at
+    shorter = access.rotate(new.key.key_id, actor="cli", grace=timedelta(0), expires_in=timedelta(days=2))
+    assert shorter.key.expires_at == clock() + timedelta(days=2)
+
+
+def test_only_a_good_key_is_rotated_and_only_once(access: AccessService, database: Database, clock: SetClock) -> None:
+    hour = timedelta(hours=1)
+    with pytest.raises(NotFound):
+        access.rotate("nope", actor="cli", grace=hour)
+    rotated, revoked = (access.create("shop", READ, actor="cli").key.key_id for _ in range(2))
+    expired = access.create("shop", READ, actor="cli", expires_in=hour).key.key_id
+    successor = access.rotate(rotated, actor="cli", grace=hour).key.key_id
+    access.revoke(revoked, actor="cli")
+    clock.advance(hours=1)
+    with pytest.raises(Conflict, match=successor):
+        access.rotate(rotated, actor="cli", grace=hour)
+    for key_id in (revoked, expired):
+        with pytest.raises(Conflict, match="no longer good"):
+            access.rotate(key_id, actor="cli", grace=hour)
+    for grace in (timedelta(seconds=-1), timedelta(days=91)):
+        with pytest.raises(InvalidRequest) as refused:
+            access.rotate(successor, actor="cli", grace=grace)
+        assert [error.pointer for error in refused.value.errors] == ["/grace"]
+    with database.read() as connection:
+        newest = audit.page(connection, limit=2, before=None)
+    assert [entry["action"] for entry in newest] == ["key.revoke", "key.rotate"]
+    assert (newest[1]["subject"], newest[1]["details"]["replaced_by"]) == (rotated, successor)
+
+
 # --- at the door ---
 
 DOORS = [
@@ -199,3 +287,54 @@ def test_without_a_good_key_the_reply_is_the_same_401(client: TestClient, header
             "unauthenticated",
             "a valid API key is needed: Authorization: Bearer KEY",
         )
+
+
+def test_a_flood_of_bad_keys_is_refused_cheaply_and_good_ones_pass(app: FastAPI, client: TestClient) -> None:
+    services, burst = app.state.services, 10
+    services.failures._rates = Rates(0.001, burst)  # on a slow machine ten requests take a while
+    good = {"Authorization": f"Bearer {services.access.create('shop', READ, actor='cli').token}"}
+    assert client.get("/v1/users/u/events", headers=good).status_code == 200
+
+    def bad(number: int) -> int:
+        headers = {"Authorization": f"Bearer adp_{number:012x}_{'x' * 43}"}
+        return client.get("/v1/users/u/events", headers=headers).status_code
+
+    assert [bad(number) for number in range(burst)] == [401] * burst
+    statements: list[str] = []
+    with watched(services.database, statements):
+        assert [bad(burst + number) for number in range(20)] == [429] * 20
+        reply = client.put("/v1/items", content=b"[" * 1_000_000)  # no key: neither read nor parsed
+    assert statements == []
+    assert (reply.status_code, reply.json()["slug"]) == (429, "too_many_requests")
+    assert int(reply.headers["Retry-After"]) >= 1
+    assert client.get("/v1/users/u/events", headers=good).status_code == 200
+    assert client.get("/health/live").status_code == 200
+
+
+@contextmanager
+def watched(database: Database, statements: list[str]) -> Iterator[None]:
+    """Collects what the store is asked while the block runs, by requests for keys."""
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "api_keys" in statement:
+            statements.append(statement)
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        sa.event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_addresses_that_failed_take_bounded_memory_and_ipv6_counts_by_network() -> None:
+    limiter = FailureLimiter(1.0, 2)
+    for number in range(3 * MOST_KEYS):
+        limiter.note({"client": (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1)})
+    assert limiter._rates is not None
+    assert len(limiter._rates._even_at) <= MOST_KEYS
+    for host in ("2001:db8::1", "2001:db8::2"):
+        limiter.check({"client": ("2001:db8::3", 1)})
+        limiter.note({"client": (host, 1)})
+    with pytest.raises(TooManyRequests):
+        limiter.check({"client": ("2001:db8::3", 1)})
+    limiter.check({"client": ("2001:db8:0:1::3", 1)})

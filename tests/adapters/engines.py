@@ -36,12 +36,14 @@ class SumEngine:
 
     def __init__(self) -> None:
         self.models: list[SumModel] = []
+        self.tried = 0
         self.broken: set[str | None] = set()
         self.hold = threading.Event()
         self.hold.set()
 
     def load(self, base: VerifiedBase, adapter: VerifiedAdapter | None) -> SumModel:
         assert self.hold.wait(10)
+        self.tried += 1
         if (adapter.version if adapter else None) in self.broken:
             raise RuntimeError("out of memory")
         self.models.append(SumModel(base, adapter))

@@ -13,6 +13,7 @@ from service.adapters.activation import FIRST_RETRY_S, Activation
 from service.adapters.moves import MoveRequest
 from service.adapters.states import AdapterState
 from service.catalog.trie import as_codes, build_trie
+from service.errors import ArtifactError, Conflict, NotFound
 from service.generation.engine import GenerationRequest, ServedModel
 from service.kit.db import Database
 from tests.adapters.engines import SumEngine
@@ -188,9 +189,9 @@ def test_failed_loads_are_retried_ever_more_rarely(
     attempts = []
     for tenth in range(3_000):
         stopwatch.now = 100.0 + tenth / 10
-        before = activation._retry_at
+        before = engine.tried
         activation.refresh()
-        if activation._retry_at != before:
+        if engine.tried != before:
             attempts.append(tenth / 10)
     assert attempts == [0, 2, 6, 14, 30, 62, 122, 182, 242]
 
@@ -342,3 +343,60 @@ def test_verification_reads_the_base_too(shelf: Shelf) -> None:
     base = shelf.active_base()
     checked = integrity.verify_with_base(shelf.database, shelf.clock, shelf.artifacts, None, actor="cli")
     assert (checked.base_id, checked.adapter_version) == (base, None)
+
+
+# Another adapter beside what serves, for a few searches
+
+
+def test_an_adapter_is_loaded_beside_what_serves_and_freed_after(
+    shelf: Shelf, activation: Activation, engine: SumEngine
+) -> None:
+    base = shelf.active_base()
+    activation.refresh()
+    version = shelf.adapter(base, 0.25, AdapterState.REFUSED)  # why it was refused may be asked
+    with activation.beside(version) as model:
+        assert model.adapter_version == version
+        assert activation.status().adapter_version is None
+    assert [made.closed for made in engine.models] == [0, 1]
+
+
+def test_nothing_is_swapped_while_another_adapter_is_beside_and_it_is_after(
+    shelf: Shelf, activation: Activation, engine: SumEngine
+) -> None:
+    base = shelf.active_base()
+    activation.refresh()
+    first, second = shelf.adapter(base, 0.1), shelf.adapter(base, 0.2)
+    with activation.beside(first):
+        promote(shelf, second)
+        swap = threading.Thread(target=activation.refresh)
+        swap.start()
+        time.sleep(0.05)
+        assert activation.status().adapter_version is None
+        assert len(engine.models) == 2  # never more than a swap holds
+    swap.join(10)
+    assert activation.status().adapter_version == second
+
+
+def test_what_cannot_be_beside_is_refused_and_what_serves_goes_on(
+    shelf: Shelf, activation: Activation, engine: SumEngine
+) -> None:
+    other = shelf.base(0.7)
+    with pytest.raises(Conflict, match="no model serves"), activation.beside("a000001-0123456789ab"):
+        pass
+    base = shelf.active_base()
+    activation.refresh()
+    foreign, damaged, good = shelf.adapter(other, 0.1), shelf.adapter(base, 0.2), shelf.adapter(base, 0.3)
+    shelf.damage(damaged)
+    engine.broken.add(good)
+    for version, refusal in (
+        ("a000001-0123456789ab", NotFound),
+        (foreign, Conflict),
+        (damaged, ArtifactError),
+        (damaged, Conflict),  # marked by the attempt before
+        (good, RuntimeError),
+    ):
+        with pytest.raises(refusal), activation.beside(version):
+            pass
+    assert state(shelf, damaged) is AdapterState.CORRUPT
+    promote(shelf, version := shelf.adapter(base, 0.4))
+    assert activation.refresh().adapter_version == version

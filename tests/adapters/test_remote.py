@@ -13,7 +13,14 @@ import pytest
 
 from service.adapters.artifacts import ADAPTERS, BASES, ArtifactStore, Published, VerifiedBase
 from service.adapters.place import open_artifacts, require_writable
-from service.errors import ArtifactError, ArtifactMissing, ArtifactUnreachable, ConfigurationError
+from service.adapters.signatures import SIGNATURE
+from service.errors import (
+    ArtifactError,
+    ArtifactMissing,
+    ArtifactUnreachable,
+    ArtifactUntrusted,
+    ConfigurationError,
+)
 from service.kit.objects import ObjectFolder
 from service.settings import Settings
 from tests.adapters.tiny import adapter_folder, adapter_tensors, base_folder
@@ -345,6 +352,76 @@ def test_a_server_that_says_nothing_is_given_up(
             silent.open_base(base.base_id, base.digest)
         assert time.monotonic() - began < 30
         over.set()
+
+
+def test_a_server_that_hangs_holds_few_threads_and_is_then_not_asked(
+    server: S3Server, base: VerifiedBase, adapter: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, over = [], threading.Event()
+
+    def meddle(method: str, path: str, body: bytes) -> Answer:
+        if over.is_set():
+            return None
+        asked.append(path)
+        over.wait(60)
+        return 500, b"", {}
+
+    refusals: list[str] = []
+
+    def read(store: ArtifactStore) -> None:
+        with pytest.raises(ArtifactUnreachable) as refused:
+            store.open_adapter(adapter.id, adapter.digest, base)
+        refusals.append(refused.value.detail)
+
+    with between(server, meddle) as url:
+        use(monkeypatch, url)
+        hung = opened(tmp_path, "new", artifacts_timeout=timedelta(seconds=1))
+        readers = [threading.Thread(target=read, args=(hung,)) for _ in range(30)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert sum("are waiting for its answer already" in refusal for refusal in refusals) >= 30 - 8
+        before = len(asked)
+        read(hung)
+        assert "bucket shop is not asked: it failed a moment ago" in refusals[-1]
+        assert len(asked) == before
+        over.set()
+        hung.check()  # whoever watches the place finds that it is back
+        assert hung.open_adapter(adapter.id, adapter.digest, base).version == adapter.id
+
+
+def test_what_is_damaged_does_not_keep_others_from_being_read(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published, tmp_path: Path
+) -> None:
+    other = store.publish_adapter(adapter_folder(tmp_path / "o", adapter_tensors(0.3)), {"base_id": base.base_id}, 8)
+    objects(store).put(f"{ADAPTERS}/{adapter.id}/{WEIGHTS}", b"cut")
+    with pytest.raises(ArtifactError):
+        store.open_adapter(adapter.id, adapter.digest, base)
+    assert store.open_adapter(other.id, other.digest, base).version == other.id
+
+
+def test_signatures_travel_and_a_cache_from_before_the_key_is_fetched_anew(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published, tmp_path: Path
+) -> None:
+    store.open_adapter(adapter.id, adapter.digest, base)  # in the cache, unsigned
+    old, new = "o" * 40, "n" * 40
+    keyed = opened(tmp_path, signing_key=old)
+    with pytest.raises(ArtifactUntrusted, match="not signed"):
+        keyed.open_base(base.base_id, base.digest)
+    for room, name, digest in ((BASES, base.base_id, base.digest), (ADAPTERS, adapter.id, adapter.digest)):
+        assert keyed.sign(room, name, digest)
+        assert not keyed.sign(room, name, digest)
+    held = keyed.open_base(base.base_id, base.digest)
+    assert keyed.open_adapter(adapter.id, adapter.digest, held).version == adapter.id
+    signed = keyed.publish_adapter(adapter_folder(tmp_path / "s", adapter_tensors(0.3)), {"base_id": base.base_id}, 8)
+    assert opened(tmp_path, "far", signing_key=new, signing_keys_accepted=old).open_adapter(
+        signed.id, signed.digest, held
+    )
+    objects(store).put(f"{ADAPTERS}/{signed.id}/{SIGNATURE}", b"{}")
+    with pytest.raises(ArtifactUntrusted, match="is no signature"):
+        opened(tmp_path, "third", signing_key=old).open_adapter(signed.id, signed.digest, held)
+    assert not (tmp_path / "third" / "cache" / "artifacts" / ADAPTERS / signed.id).exists()
 
 
 def test_removing_begins_with_the_manifest_and_can_be_cut_off(

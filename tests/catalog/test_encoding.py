@@ -31,8 +31,8 @@ class Following:
 
     def __init__(self, database: Database, artifacts: Path) -> None:
         self.database, self.opened, self.broken = database, list[str](), False
-        self._artifacts = artifacts
-        self.follower = CodecFollower(database, timedelta(hours=1), self._open)
+        self._artifacts, self.now = artifacts, 0.0
+        self.follower = CodecFollower(database, timedelta(hours=1), self._open, lambda: self.now)
 
     def _open(self, base_id: str) -> Codec:
         if self.broken:
@@ -76,12 +76,19 @@ def test_the_codec_of_the_active_base_is_opened_once(following: Following, built
     assert (following.opened, following.active_base()) == ([built.base_id], built.base_id)
 
 
-def test_a_codec_that_cannot_be_opened_is_tried_again(following: Following, built: BuiltBase) -> None:
+def test_a_codec_that_cannot_be_opened_is_tried_again_ever_more_rarely(following: Following, built: BuiltBase) -> None:
+    """Each attempt reads a whole base."""
     following.broken = True
-    with pytest.raises(ArtifactError):
-        following.follower.refresh()
+    failed = []
+    for second in range(40):
+        following.now = float(second)
+        try:
+            following.follower.refresh()
+        except ArtifactError:
+            failed.append(second)
+    assert failed == [0, 2, 6, 14, 30]
     assert following.follower.active() is None
-    following.broken = False
+    following.broken, following.now = False, 100.0
     following.follower.refresh()
     assert following.active_base() == built.base_id
 

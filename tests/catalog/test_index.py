@@ -65,6 +65,7 @@ items = st.builds(
     categories=st.lists(st.sampled_from(["Tea", "tea", "Pots"]), max_size=2).map(tuple),
     available=st.booleans(),
     codes=st.none() | st.tuples(*[st.integers(0, 1)] * 4),
+    brand=st.sampled_from([None, "Acme", "ACME", "Other"]),
 )
 writes = st.lists(items, max_size=6).map(lambda some: {item.item_id: item for item in some})
 
@@ -75,8 +76,8 @@ def everything(index: CatalogueIndex) -> list[object]:
     levels = (trie.code, trie.child_start, trie.node_of_leaf, trie.leaf_count)
     arrays = [*(own for level in levels for own in level), trie.row_start, trie.rows, trie.leaf_of_row]
     arrays += [index.codes, index.coded, index.available, index.rows("hgfedcba")]
-    by_category = {category: rows.tolist() for category, rows in index.rows_by_category.items()}
-    return [list(index.items), dict(index.row_of), by_category, *((own.dtype, own.tolist()) for own in arrays)]
+    names = [{name: r.tolist() for name, r in held.items()} for held in (index.rows_by_category, index.rows_by_brand)]
+    return [list(index.items), dict(index.row_of), *names, *((own.dtype, own.tolist()) for own in arrays)]
 
 
 @given(writes, st.lists(writes, max_size=4), st.sampled_from([0, 2, 50]))

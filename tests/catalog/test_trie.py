@@ -168,3 +168,20 @@ def test_many_requests_are_answered_as_each_alone() -> None:
         children = [range(*trie.child_start[depth][parent : parent + 2]) for parent in dead.parent]
         assert all(node in own for node, own in zip(dead.node, children, strict=True))
         assert dead.first_sibling.tolist() == [own.start for own in children]
+
+
+@given(catalogues, st.data())
+def test_leaves_of_rows_and_the_nodes_above_them_are_those_of_a_dictionary_trie(
+    catalogue: tuple[list[list[int]], list[bool]], data: st.DataObject
+) -> None:
+    codes, present = catalogue
+    trie = build_trie(as_codes(codes), np.array(present, dtype=np.bool_))
+    rows = data.draw(st.lists(st.sampled_from(range(len(codes))), max_size=60) if codes else st.just([]))
+    paths = list(naive(codes, present).items())
+
+    leaves = trie.leaves_of(np.array(rows, dtype=np.int64))
+
+    assert leaves.tolist() == [leaf for leaf, (_, own) in enumerate(paths) if set(own) & set(rows)]
+    for depth, nodes in enumerate(trie.live_nodes(leaves), 1):
+        all_nodes = sorted({path[:depth] for path, _ in paths})
+        assert nodes.tolist() == [all_nodes.index(p) for p in sorted({paths[leaf][0][:depth] for leaf in leaves})]

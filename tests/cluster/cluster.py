@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 HAPROXY_CFG = Path(__file__).parents[2] / "docker" / "haproxy.cfg"
 REPLICAS = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
+WITHIN_S = {"redis": 2.0, "polling": 10.0}
+"""So soon every replica serves what was promoted, by the way in which it hears of it."""
 LEASE_S = 4.0
 POLL_S = 4.0  # so long that a change seen within 2 s cannot have been seen by polling
 DRAIN_S = 3.0
@@ -39,6 +41,7 @@ SETTINGS = {
     "POLL_INTERVAL": str(POLL_S),
     "LEASE_DURATION": str(LEASE_S),
     "TICK_INTERVAL": "0.2",
+    "WINDOW_RETRY_PAUSE": "0",
     "THREADS": "1",
     "DEVICE": "cpu",
     "REQUEST_DEADLINE": "10",  # none falls back because the machine is slow
@@ -80,7 +83,7 @@ class Cluster:
         self.folder, self.database, self.redis_url = folder, database, redis_url
         self._logs = 0
         self.headers = {"Authorization": f"Bearer {token}"}
-        self._port = _free_port(REPLICAS)
+        self._port = free_port(REPLICAS)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ADAPTIDE_")}
         own = SETTINGS | {
             "HOME": str(folder / "home"),
@@ -97,33 +100,42 @@ class Cluster:
         self.names = Names()
         self.nursery = Nursery(self._log("nursery"))
         self.balancer: subprocess.Popen[bytes] | None = None
-        self.address = f"http://127.0.0.1:{_free_port(['127.0.0.1'])}"
+        self.address = f"http://127.0.0.1:{free_port(['127.0.0.1'])}"
         self._clients: dict[str, httpx.Client] = {}
         self._windows = 0
+
+    @property
+    def heard_by(self) -> str:
+        """How replicas hear of a change: redis or polling."""
+        return "redis" if self.redis_url else "polling"
 
     # Processes
 
     def start(self) -> None:
         self.heal()
-        self.until("the balancer answers", lambda: _answers(f"{self.address}/balancer/health"))
+        self.until("the balancer answers", lambda: answers(f"{self.address}/balancer/health"))
 
     def heal(self) -> None:
         """All that should run runs, is ready and is known to the balancer."""
         for host in REPLICAS:
             if host not in self.replicas or not self.replicas[host].alive():
-                self.replicas[host] = self._run("serve", "serve", HOST=host)
+                self.start_replica(host)
         self.updaters = [updater for updater in self.updaters if updater.alive()]
         while len(self.updaters) < 2:
             self.updaters.append(self._run("updater", "trainer", "run"))
         if self.balancer is None:
             self.balancer = self._balance()
         for host in REPLICAS:
-            self.until(f"{host} is ready", lambda host=host: _answers(self.url(host) + "/health/ready"), UP_S)
+            self.until(f"{host} is ready", lambda host=host: answers(self.url(host) + "/health/ready"), UP_S)
         for updater in self.updaters:
             self.until("an updater runs", lambda updater=updater: updater.said("updater_started") or None, UP_S)
         self.names.addresses = list(REPLICAS)
         for host in REPLICAS:
             self.until(f"the balancer sends to {host}", lambda host=host: self._reached(host))
+
+    def start_replica(self, host: str) -> None:
+        """Start one that has ended, and wait for nothing."""
+        self.replicas[host] = self._run("serve", "serve", HOST=host)
 
     def _run(self, name: str, *arguments: str, **settings: str) -> Process:
         environment = self._environment | {f"ADAPTIDE_{key}": value for key, value in settings.items()}
@@ -136,7 +148,7 @@ class Cluster:
             "SERVICE_ADDRESS": f"service:{self._port}",
             "DNS_ADDRESS": self.names.address,
             "BALANCER_BIND": self.address.removeprefix("http://"),
-            "METRICS_BIND": f"127.0.0.1:{_free_port(['127.0.0.1'])}",
+            "METRICS_BIND": f"127.0.0.1:{free_port(['127.0.0.1'])}",
         }
         with self._log("haproxy").open("wb") as log:
             return subprocess.Popen(
@@ -243,14 +255,14 @@ class Cluster:
         return counts[0], counts[1]
 
 
-def _answers(url: str) -> bool | None:
+def answers(url: str) -> bool | None:
     try:
         return httpx.get(url, timeout=5).status_code == 200 or None
     except httpx.TransportError:
         return None
 
 
-def _free_port(hosts: tuple[str, ...] | list[str]) -> int:
+def free_port(hosts: tuple[str, ...] | list[str]) -> int:
     """One port that is free on every host."""
     for _ in range(50):
         taken: list[socket.socket] = []

@@ -55,7 +55,7 @@ class Nursery:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.close()
-        self._child.wait(30)
+        self._child.wait(300)  # on a machine with much else to do
         self._reader.join()
         self._child.stdout.close()
 
@@ -68,6 +68,7 @@ class Nursery:
                     self._ended[answer["pid"]] = answer["status"]
                 else:
                     self._born.append(answer["pid"])
+                    self._ended.pop(answer["pid"], None)  # of a former process with this number
                 self._changed.notify_all()
 
 

@@ -29,13 +29,15 @@ class Traffic:
     """While the block runs, `clients` threads ask for recommendations and send events, each over one connection.
 
     replies: what each user got. failures: whatever was no 2xx, in words. acknowledged: identifiers of stored events.
+    seconds: how long each recommendation took.
     """
 
-    def __init__(self, address: str, headers: dict[str, str], clients: int = 2) -> None:
+    def __init__(self, address: str, headers: dict[str, str], clients: int = 2, *, writes: bool = True) -> None:
         self.replies: list[tuple[str, dict[str, Any]]] = []
         self.failures: list[str] = []
         self.acknowledged: list[str] = []
-        self._address, self._headers = address, headers
+        self.seconds: list[float] = []
+        self._address, self._headers, self._writes = address, headers, writes
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
 
@@ -64,7 +66,7 @@ class Traffic:
                     self.failures.append(repr(error))
 
     def _turn(self, client: httpx.Client, turn: int, user: str) -> None:
-        if turn % 3 == 0:  # impressions are stored but change nobody's past
+        if turn % 3 == 0 and self._writes:  # impressions are stored but change nobody's past
             event = worlds.event(str(uuid.uuid4()), user, worlds.item_id(turn), worlds.START, "impression")
             reply = client.post("/v1/events", json={"events": [event]})
             if reply.status_code == 202:
@@ -77,6 +79,7 @@ class Traffic:
             self.failures.append(f"{reply.request.method} {reply.request.url.path}: {reply.status_code} {reply.text}")
         elif "items" in reply.json():
             self.replies.append((user, reply.json()))
+            self.seconds.append(reply.elapsed.total_seconds())
 
 
 class Referee:

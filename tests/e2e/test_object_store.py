@@ -1,5 +1,6 @@
 """The whole application over s3://: adapters are swapped through the bucket, and an outage of it stops no reply."""
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,7 +18,7 @@ from service.settings import Settings
 from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from tests.recommend.shop import Shop, ladder
-from tests.s3 import S3Server, serving, use
+from tests.s3 import Answer, S3Server, between, serving, use
 
 PATH = "/v1/admin/adapters"
 
@@ -122,3 +123,41 @@ def test_a_bucket_that_is_away_at_the_start_leaves_popularity(
         while "bucket shop" not in (told := client.get("/health/ready").text):
             assert time.monotonic() < deadline, told
             time.sleep(0.1)
+
+
+@pytest.mark.e2e
+def test_a_bucket_that_hangs_delays_neither_replies_nor_a_swap_to_what_is_cached(
+    server: S3Server, database: Database, settings: Settings, built_world: BuiltWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, asked, over = threading.Event(), threading.Event(), threading.Event()
+
+    def meddle(method: str, path: str, body: bytes) -> Answer:
+        if hangs.is_set():
+            asked.set()
+            over.wait(120)
+            return 500, b"", {}
+        return None
+
+    built = built_world.copy_into(database, server.bucket("shop") / "live")
+    with between(server, meddle) as proxy:
+        use(monkeypatch, proxy)
+        url = {"artifacts_url": "s3://shop/live", "artifacts_timeout": timedelta(seconds=2)}
+        app = create_app(settings.model_copy(update=url), clock=SetClock())
+        with TestClient(app, raise_server_exceptions=False) as client:
+            key = app.state.services.access.create("tests", frozenset({Scope.ADMIN}), actor="cli")
+            client.headers["Authorization"] = f"Bearer {key.token}"
+            shop = Shop(app, client, built)
+            wait_for(shop, first := built.adapter_version)
+            second, third = shop.adapter(1), shop.adapter(2)
+            shop.point_at(second)
+            wait_for(shop, second)
+            hangs.set()
+            shop.point_at(third)
+            assert asked.wait(60), "it tries to fetch what it does not have"
+            assert shop.served() == second, "a reply does not wait for the bucket"
+            shop.point_at(first)
+            wait_for(shop, first)
+            activation = background(shop, Activation)
+            assert isinstance(activation, Activation)
+            assert activation.status().degraded is None
+            over.set()

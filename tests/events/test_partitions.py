@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from service.errors import StoreUnavailable
 from service.events import partitions, repository
 from service.events.partitions import WIDTH, Partition, ensure, width
-from service.events.service import erase_user, history
+from service.events.service import history
 from service.kit.db import Database
 from service.recommend.history import load_past
+from service.users.service import erase_user
 from tests.conftest import PostgresStore, SetClock
 from tests.events.test_service import counts, event, send, stored_ids
 from tests.windows.streams import write_events
@@ -187,7 +188,8 @@ def test_ids_are_unique_and_histories_whole_across_partitions(store: Database, c
     assert len(past.seen) == 15
 
     assert erase_user(store, "u", clock=clock, actor="cli").events == 15
-    assert counts(send(store, *again)) == (5, 0, 0)
+    assert counts(send(store, *again)) == (0, 0, 5)
+    assert counts(send(store, *(one | {"user_id": "v"} for one in again))) == (5, 0, 0)  # their ids are free
 
 
 @pytest.mark.timeout(120)

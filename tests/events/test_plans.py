@@ -20,8 +20,10 @@ from service.events.partitions import WIDTH
 from service.kit import leases
 from service.kit.db import Database
 from service.kit.ids import least_uuid7
+from service.quality import repository as quality
 from service.recommend import repository as recommending
 from service.recommend.history import load_past
+from service.users import repository as users
 from service.windows import repository as windows
 from tests.conftest import PostgresStore
 from trainer.bench_stores import fill, fill_items
@@ -108,7 +110,7 @@ QUERIES: dict[str, tuple[Run, set[str] | None]] = {
         lambda c: load_past(c, "u50", history_items=20, seen_items=5_000, ignored_types=IGNORED),
         None,
     ),
-    "distinct seen items": (lambda c: events.seen_items(c, "u50", 50, IGNORED), None),
+    "distinct seen items": (lambda c: events.seen_with_seq(c, "u50", 50, IGNORED), None),
     "a page": (lambda c: events.page(c, "u50", limit=20, before_seq=None), None),
     "pasts of a window": (lambda c: events.earlier_items(c, ["u50", "u8"], LATER, 200, IGNORED), None),
     "events of a window": (lambda c: events.window_interactions(c, SOON, LATER, IGNORED), {PARTS[2]}),
@@ -119,10 +121,29 @@ QUERIES: dict[str, tuple[Run, set[str] | None]] = {
         {PARTS[2], f"events_p{3 * WIDTH + 1}"},
     ),
     "the open window": (lambda c: windows.read_pending(c, 1_000), None),
+    "the open window, not counted": (windows.bound_pending, None),
     "the newest event": (events.max_seq, None),
     "ids that are taken": (lambda c: events.hashes(c, {f"1-{n}" for n in range(20)}), None),
     "a batch of events": (lambda c: events.insert_new(c, [_row(n) for n in range(500)]), None),
-    "erasing a user": (lambda c: events.erase_user(c, "u50"), None),
+    "erasing a user": (lambda c: events.delete_of_user(c, "u50"), None),
+    "taking back events of an erased user": (lambda c: events.delete(c, {"u50": {"1-50", "2-50"}}), None),
+    "when the user was last here": (lambda c: events.last_occurred_at(c, "u50"), None),
+    "erasing recommendations": (lambda c: recommending.delete_of_user(c, "u50", {"r"}), None),
+    "exporting events": (lambda c: events.of_user(c, "u50", after=(START, 3), limit=500), None),
+    "exporting recommendations": (lambda c: recommending.of_user(c, "u50", after=(START, "r"), limit=500), None),
+    "exporting recommendations for nobody": (
+        lambda c: recommending.named_by_user(c, "u50", after="", limit=500),
+        None,
+    ),
+    "a user's page, what was taken": (
+        lambda c: quality.taken_by_time(c, {"u50"}, {"i1"}, START, START + timedelta(days=2), IGNORED),
+        None,
+    ),
+    "a user's page, lists": (lambda c: recommending.latest_of_user(c, "u50", 10), None),
+    "users of late": (lambda c: events.latest_users(c, among=500, limit=10), None),
+    "an item's page, events": (lambda c: events.latest_of_item(c, "i1", among=500, limit=10), None),
+    "the catalogue's page, lists": (lambda c: recommending.latest_lists(c, 100), None),
+    "who was erased": (lambda c: users.find(c, b"0" * 32), None),
     "removing old events": (lambda c: events.delete_through(c, 1_500, 20), None),
     "removing old recommendations": (lambda c: recommending.delete_before(c, START + timedelta(days=2), 20), None),
     "known items": (lambda c: catalog.known(c, {f"i{n}" for n in range(20)}), None),
@@ -130,7 +151,7 @@ QUERIES: dict[str, tuple[Run, set[str] | None]] = {
     "catalogue changes": (lambda c: catalog.changed_since(c, 1, 100), None),
     "items without codes": (lambda c: catalog.without_codes(c, "b-1"), None),
     "codes that are taken": (lambda c: catalog.taken_codes(c, "b-1", {(1, 2, 3), (4, 5, 6)}), None),
-    "the lease": (lambda c: leases.acquire(c, "updater", "other", START, timedelta(seconds=30)), None),
+    "the lease": (lambda c: leases.acquire(c, "updater", "other", timedelta(seconds=30)), None),
     "the pointer": (adapters.read_pointer, None),
     "windows, a page": (lambda c: windows.page(c, limit=50, before=None), None),
     "windows that are done with": (lambda c: windows.finished_through(c, START, 3), None),
@@ -169,7 +190,7 @@ def test_a_page_that_goes_on_finds_its_place_in_one_partition(store: Database) -
 
 
 def test_a_history_is_merged_from_the_partitions_without_a_sort(store: Database) -> None:
-    [plan] = plans(store, lambda c: events.latest_items(c, "u0", 20, IGNORED))  # the most active user
+    [plan] = plans(store, lambda c: events.latest_interactions(c, "u0", 20, IGNORED))  # the most active user
     assert "Merge Append" in plan
     assert "-> Sort" not in plan
     assert plan.count("Index Only Scan") >= 3

@@ -13,6 +13,7 @@ from service.generation.batching import Batcher
 from service.generation.engine import Generated, GenerationRequest, ServedModel
 from service.generation.torch_engine import TorchModel
 from tests.models import tiny_backbone
+from tests.worlds import eventually
 
 TRIE = build_trie(np.arange(200, dtype=np.int16).reshape(50, 4))
 MODEL = TorchModel(tiny_backbone(), "b-1", "a-1", least_beams=5)
@@ -158,4 +159,33 @@ def test_a_batch_waits_for_a_request_that_is_on_its_way_but_not_for_long() -> No
     batcher.start()
     with batcher.coming():  # and it never asks
         assert len(batcher.ask(request(4), TRIE, "b-1").result(10).generated.leaves) == 4
+    batcher.stop()
+
+
+def test_a_request_that_would_be_answered_too_late_is_told_so_at_once() -> None:
+    now = 0.0
+
+    class Slow(Recorder):
+        def generate(self, requests: Sequence[GenerationRequest], trie: Trie) -> list[Generated]:
+            nonlocal now
+            now += len(requests)  # a second each
+            return super().generate(requests, trie)
+
+    gate = Gate(Slow())
+    gate.open.set()
+    batcher = Batcher(gate, max_requests=4, max_queued=20, monotonic=lambda: now)
+    batcher.start()
+    first = batcher.ask(request(), TRIE, "b-1", due=0.5)  # nothing is known yet
+    first.result(10)
+    eventually(lambda: not batcher._searching)
+    gate.open.clear()
+    alone = batcher.ask(request(), TRIE, "b-1", due=now + 0.5)  # nobody else: it is tried, so that the pace is measured
+    eventually(lambda: batcher.queued == 0)
+    second = batcher.ask(request(), TRIE, "b-1", due=now + 3)
+    third = batcher.ask(request(), TRIE, "b-1", due=now + 3)
+    with pytest.raises(Unavailable, match="longer than the request can wait"):
+        batcher.ask(request(), TRIE, "b-1", due=now + 3)
+    patient = batcher.ask(request(), TRIE, "b-1", due=now + 4)
+    gate.open.set()
+    assert [len(one.result(10).generated.leaves) for one in (alone, second, third, patient)] == [5] * 4
     batcher.stop()

@@ -12,7 +12,7 @@ from service.generation.engine import GenerationRequest
 from service.generation.graphs import Graphs, Sizes, sizes_for
 from service.generation.prompt import FIRST_CODE_TOKEN, Prompt
 from service.generation.reference import score_items
-from service.generation.torch_engine import TorchModel
+from service.generation.torch_engine import TorchEngine, TorchModel
 from tests.generation.test_beam import random_catalogue, random_history
 from tests.models import tiny_backbone
 
@@ -69,6 +69,24 @@ def test_a_program_and_the_eager_search_give_the_same_answers() -> None:
     for found, eager in zip(ours, TorchModel(backbone, "b", None, 10).generate(requests, trie), strict=True):
         np.testing.assert_array_equal(found.leaves, eager.leaves)
         np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)
+
+
+def test_a_choice_and_a_penalty_are_searched_beside_the_programs() -> None:
+    backbone = tiny_backbone()
+    trie = build_trie(random_catalogue(400, seed=9))
+    past, within = random_history(2, seed=1), np.arange(5, 300, 7, dtype=np.int64)
+    requests = [
+        GenerationRequest(past, 10, NOTHING),
+        GenerationRequest(past, 10, NOTHING, within),
+        GenerationRequest(past, 10, NOTHING, None, 0.7),
+    ]
+
+    ours = captured(backbone).generate(requests, trie)
+
+    for found, eager in zip(ours, TorchModel(backbone, "b", None, 10).generate(requests, trie), strict=True):
+        np.testing.assert_array_equal(found.leaves, eager.leaves)
+        np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)
+    assert set(ours[1].leaves.tolist()) <= set(within.tolist())
 
 
 def test_requests_that_no_bucket_holds_are_searched_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +198,14 @@ def test_excluded_nodes_are_listed_by_depth_and_request() -> None:
     assert out[0].tolist() == [[no, no], [no, no], [1, no]]
     assert out[1].tolist() == [[0, no], [no, no], [2, no]]
     assert out[3].tolist() == [[0, 1], [no, no], [3, no]]
+
+
+def test_an_engine_with_captured_searches_says_that_swaps_need_both_its_slots() -> None:
+    """On a GPU the engine makes them itself; here they are put in, uncaptured."""
+    backbone = tiny_backbone()
+    engine = TorchEngine(device="cpu", dtype="float32", beams=10)
+    assert engine.no_second is None
+    engine._base = ("b", backbone, None)
+    assert engine.no_second is None
+    engine._base = ("b", backbone, Graphs(backbone, SIZES, Blocks(compiled=False)))
+    assert "two slots" in (engine.no_second or "")

@@ -65,6 +65,13 @@ def test_one_part_that_is_not_ready_makes_the_service_not_ready(app: FastAPI, cl
     assert client.get("/health/startup").status_code == 200  # it had been ready
 
 
+def test_a_part_that_only_answers_is_sent_to_by_a_balancer_without_a_choice(app: FastAPI, client: TestClient) -> None:
+    app.state.services.readiness.add("shelf", lambda: PartState(False, "popular, degraded", "why", answers=True))
+    assert client.get("/health/ready").status_code == 503
+    assert client.get("/health/serving").status_code == 200
+    assert client.get("/health/startup").status_code == 200
+
+
 def test_startup_waits_for_the_first_time_that_all_is_ready(app: FastAPI, client: TestClient) -> None:
     answers = [PartState(False, "warming"), PartState(True, "personalised")]
     app.state.services.readiness.add("shelf", lambda: answers.pop(0))

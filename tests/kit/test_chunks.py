@@ -35,3 +35,8 @@ def test_a_change_makes_another_sequence(items: list[int], replaced: dict[int, i
     assert list(changed) == [replaced.get(i, item) for i, item in enumerate(items)] + appended
     assert list(changed.changed({}, [1])) == [*changed, 1]
     assert list(held) == items
+
+
+def test_it_is_read_backwards_as_a_tuple_is() -> None:
+    for count in (0, 1, chunks.CHUNK, 3 * chunks.CHUNK + 1):
+        assert list(reversed(Chunks(range(count)))) == list(reversed(range(count)))

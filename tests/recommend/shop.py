@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,16 +17,35 @@ from service.adapters.states import AdapterState
 from service.catalog.index import CatalogueIndex
 from service.generation.backbone import Backbone, load_backbone, merge_lora
 from service.generation.reference import score_items
+from service.settings import Settings
 from service.wiring import Services
 from tests import worlds
 from trainer.base import BuiltBase
 from trainer.lora import LoraBackbone, save_adapter
 
+if TYPE_CHECKING:
+    from tests.built import BuiltWorld
+
 Reply = dict[str, Any]
+
+
+def exact(database_url: str, home: Path, **changes: Any) -> Settings:
+    """Settings under which a search is exact and what changes is soon seen."""
+    own = {"log_level": "WARNING", "poll_interval": 0.05, "popularity_refresh": 0.05, "threads": 1}
+    beams = 64  # more than there are items
+    return Settings(home=home, database_url=database_url, beams=beams, **(own | changes))
 
 
 class Shop:
     """`adapters` holds the tensors of every adapter that may serve, by version; None: the base alone."""
+
+    @classmethod
+    def serving(cls, app: FastAPI, client: TestClient, built_world: "BuiltWorld") -> "Shop":
+        """The small world, copied into the application's store and home, once its adapter serves."""
+        services: Services = app.state.services
+        made = cls(app, client, built_world.copy_into(services.database, services.settings.artifacts_dir))
+        worlds.eventually(lambda: made.served() == made.built.adapter_version, 30)
+        return made
 
     def __init__(self, app: FastAPI, client: TestClient, built: BuiltBase) -> None:
         self.app, self.client, self.built = app, client, built

@@ -35,7 +35,7 @@ class Following:
 @pytest.fixture
 def following(database: Database, clock: SetClock) -> Following:
     taken = ["a", "b", "a", "new", "new", "new", "new"]
-    events = [worlds.event(f"e{i}", "u", name, worlds.START) for i, name in enumerate(taken)]
+    events = [worlds.event(f"e{i}", f"u{i}", name, worlds.START) for i, name in enumerate(taken)]
     worlds.send(database, clock, events)
     made = Following(database)
     made.follower.refresh()
@@ -70,3 +70,12 @@ def test_hiding_an_item_changes_no_weight(following: Following, first: Catalogue
     following.index = first
     following.follower.refresh()
     assert following.weights(first.changed(item("a", available=False), revision=2)) == [1, 0.5]
+
+
+def test_what_was_counted_is_known_however_often_an_item_changes(following: Following, first: CatalogueIndex) -> None:
+    counted = following.follower.basis(following.follower.by_row(first))
+    assert counted == (7, 2)
+    index = first
+    for revision in range(2, 22):
+        index = index.changed(item("a", available=bool(revision % 2)), revision=revision)
+        assert following.follower.basis(following.follower.by_row(index)) == counted

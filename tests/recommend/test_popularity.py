@@ -101,3 +101,26 @@ def test_the_weights_given_out_are_a_copy() -> None:
     popularity.add([("b", NOON)])
 
     assert set(given) == {"a"}
+
+
+def test_one_interaction_of_the_newest_time_is_what_items_are_measured_by() -> None:
+    popularity = Popularity(1 * DAY)
+    assert popularity.scaled(INDEX)[1] == 0
+
+    popularity.add([("b", NOON - DAY), ("a", NOON), ("a", NOON), ("a", NOON - DAY)])
+
+    weights, interaction = popularity.scaled(INDEX)
+    assert weights / interaction == pytest.approx([2.5, 0.5, 0])
+
+
+def test_after_counts_were_taken_over_an_interaction_weighs_too_little_rather_than_too_much() -> None:
+    first, second = Popularity(1 * DAY), Popularity(1 * DAY)
+    first.add([("a", NOON - DAY), ("b", NOON), ("b", NOON)])
+    state = first.state()
+    assert state is not None
+    second.restore(*state)
+
+    assert 0 < second.scaled(INDEX)[1] <= first.scaled(INDEX)[1]
+    for one in (first, second):
+        one.add([("c", NOON)])
+    assert second.scaled(INDEX)[1] == first.scaled(INDEX)[1]

@@ -282,6 +282,15 @@ def test_every_reply_is_stored_under_its_own_id(counter: Counter) -> None:
     assert len({reply.recommendation_id for reply in replies}) == counter.stored() == 2
 
 
+def test_who_only_looks_gets_the_same_and_leaves_no_trace(counter: Counter) -> None:
+    recommender = counter.recommender()
+    asked = recommender.ask(after("a"))
+    looked = asyncio.run(recommender.recommend(after("a"), record=False))
+    assert names(looked) == names(asked)
+    assert ladder(looked) == ladder(asked)
+    assert (counter.stored(), len(counter.told)) == (1, 1)
+
+
 def test_seen_items_are_left_out_however_long_ago_they_were_seen(counter: Counter) -> None:
     counter.settings = counter.settings.model_copy(update={"history_items": 1})
     counter.take("u", "d", "a", "c")

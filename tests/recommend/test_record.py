@@ -1,15 +1,17 @@
 """Recommendations stored together: committed before their futures have a result, and one failure is one's own."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from service.errors import StoreUnavailable
 from service.kit.db import Database
 from service.kit.grouped import Grouped
 from service.kit.ids import uuid7
-from service.recommend.record import recommendation_writer
+from service.recommend.record import AGAIN_S, Recorded, recommendation_writer
 from service.recommend.tables import recommendations
 from tests import worlds
 
@@ -61,3 +63,46 @@ def test_a_row_that_the_store_refuses_fails_alone(database: Database, writer: Gr
     with pytest.raises(sa.exc.IntegrityError):
         futures[1].result(10)
     assert stored(database) == {first["recommendation_id"], last["recommendation_id"]}
+
+
+def test_after_one_that_was_waited_for_in_vain_one_in_a_while_is_until_one_is_in_time() -> None:
+    now = 0.0
+
+    async def waited(wait: Recorded, *, done: bool) -> bool:
+        """Whether it was waited for, of which it is cancelled when it does not come."""
+        record: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if done:
+            record.set_result(None)
+        try:
+            await wait.wait(record)
+        except TimeoutError:
+            assert record.cancelled()
+            return True
+        assert not record.cancelled()
+        return done
+
+    async def run() -> None:
+        nonlocal now
+        wait = Recorded(0.01, lambda: now)
+        assert await waited(wait, done=False)
+        assert not await waited(wait, done=False)  # the next ones are left to come when they can
+        now += AGAIN_S
+        assert await asyncio.gather(*(waited(wait, done=False) for _ in range(3))) == [True, False, False]
+        now += 2 * AGAIN_S
+        assert await waited(wait, done=True)
+        assert await waited(wait, done=False)  # all is well again, so this one is waited for
+
+    asyncio.run(run())
+
+
+def test_what_nobody_waits_for_may_fail() -> None:
+    async def run() -> None:
+        wait = Recorded(0.01, lambda: 0.0)
+        with pytest.raises(TimeoutError):
+            await wait.wait(asyncio.get_running_loop().create_future())
+        later: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await wait.wait(later)
+        later.set_exception(StoreUnavailable("away"))
+        await asyncio.sleep(0)
+
+    asyncio.run(run())

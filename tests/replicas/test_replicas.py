@@ -97,7 +97,7 @@ def test_an_admin_sees_this_replica_and_whether_one_is_late(
     assert [replica["late"] for replica in found] == [True, False]
     assert found[1].keys() == {
         "replica_id", "host", "process", "started_at", "seen_at", "late", "revision", "base_id", "adapter_version",
-        "wanted_base_id", "wanted_version", "degraded",
+        "wanted_base_id", "wanted_version", "degraded", "trial_version", "trial_trouble",
     }  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from service.kit.db import Database
 from service.kit.redis_link import RedisLink
 from service.recommend.answer_cache import AnswerCache
 from service.recommend.history import UserPast
+from service.recommend.replay import replay
 from service.recommend.schemas import Filters, RecommendationRequest
 from service.recommend.tables import recommendations
-from service.settings import Settings
+from service.settings import FilterMode, Settings
 from service.telemetry import REGISTRY
 from tests import worlds
 from tests.built import BuiltWorld
@@ -38,6 +39,8 @@ def settings(database_url: str, tmp_path: Path, redis_url: str, prefix: str) -> 
         redis_prefix=prefix,
         redis_timeout=PATIENCE,
         recommendation_cache=timedelta(seconds=60),
+        request_deadline=timedelta(seconds=60),  # reasons are compared, and the machine may be busy
+        explain_timeout=timedelta(seconds=60),
         beams=64,
         threads=1,
     )
@@ -62,7 +65,7 @@ def generated() -> float:
 
 
 def hits() -> float:
-    return REGISTRY.get_sample_value("adaptide_cache_total", {"cache": "recommendation", "outcome": "hit"}) or 0
+    return REGISTRY.get_sample_value("adaptide_cache_lookups_total", {"cache": "recommendation", "outcome": "hit"}) or 0
 
 
 def searches(shop: Shop, **wanted: object) -> int:
@@ -88,6 +91,24 @@ def test_a_kept_answer_is_the_same_list_under_an_id_of_its_own(pair: tuple[Shop,
         stored = list(connection.scalars(query))
     assert len(stored) == 2
     assert stored[0] == stored[1] == [[item["item_id"], item["score"]] for item in first["items"]]
+
+
+def test_a_kept_answer_names_the_recommendation_that_it_was_made_for_and_is_computed_again(
+    pair: tuple[Shop, Shop],
+) -> None:
+    one, two = pair
+    first = one.ask(user_id="u00")
+    soon(lambda: searches(one, user_id="u00") == 0)
+    kept = two.ask(user_id="u00")
+    services = two.services
+    found = replay(services.database, services.artifacts, services.settings, kept["recommendation_id"])
+    assert found.identical
+    assert found.notes == [
+        f"the reply was a kept answer, made for recommendation {found.row['computed']['copied_from']}"
+    ]
+    original = replay(services.database, services.artifacts, services.settings, first["recommendation_id"])
+    assert (original.identical, original.notes) == (True, [])
+    assert original.row["settings_id"] == found.row["settings_id"]
 
 
 def test_an_event_an_item_and_a_promotion_each_end_it(pair: tuple[Shop, Shop]) -> None:
@@ -123,6 +144,24 @@ def test_a_fallback_is_never_kept(pair: tuple[Shop, Shop]) -> None:
     assert hits() == before
 
 
+def test_a_filled_or_explored_list_is_searched_for_again_and_a_filtered_one_keeps_its_marks(
+    pair: tuple[Shop, Shop],
+) -> None:
+    one, _ = pair
+    filtered = {"user_id": "u00", "filters": {"category": "lamp"}, "limit": 3}
+    first = one.ask(**filtered)
+    soon(lambda: searches(one, **filtered) == 0)
+    again = one.ask(**filtered)
+    assert (again["items"], again["filters_applied"]) == (first["items"], "strict")
+    assert {item["filtered"] for item in again["items"]} == {True}
+    for asked in (
+        {"user_id": "u00", "filters": {"category": "lamp"}, "filter_mode": "relaxed", "limit": 30},
+        {"user_id": "u00", "exploration": 0.5},
+    ):
+        one.ask(**asked)
+        assert searches(one, **asked) > 0
+
+
 def test_everything_that_shapes_an_answer_is_in_the_question(settings: Settings, link: RedisLink) -> None:
     def index(revision: int = 7, base_id: str = "b-1") -> CatalogueIndex:
         items = tuple(IndexedItem(name, name, (), True, (place, 0, 0, 0)) for place, name in enumerate("abcd"))
@@ -143,6 +182,11 @@ def test_everything_that_shapes_an_answer_is_in_the_question(settings: Settings,
         cache.question(changed(exclude_item_ids=["c"]), past, past.latest, index()),
         cache.question(changed(include_seen=True), past, past.latest, index()),
         cache.question(changed(filters=Filters(category="lamp")), past, past.latest, index()),
+        cache.question(changed(filters=Filters(categories=["lamp"])), past, past.latest, index()),
+        cache.question(changed(filters=Filters(brand="lamp")), past, past.latest, index()),
+        cache.question(changed(filters=Filters(item_ids=["c"])), past, past.latest, index()),
+        cache.question(changed(filter_mode=FilterMode.RELAXED), past, past.latest, index()),
+        cache.question(changed(diversity=0.5), past, past.latest, index()),
         cache.question(request, UserPast(("a",), ("a",)), past.latest, index()),
         cache.question(request, past, ("b",), index()),
         cache.question(request, past, ("a", "b"), index()),
@@ -163,3 +207,26 @@ def test_without_redis_every_question_is_searched_for(pair: tuple[Shop, Shop]) -
     replica = Replica(one.app, one.client)
     replica.link.distrust()  # the breaker is open for a moment
     assert searches(one, user_id="u05") == 1
+
+
+def test_the_arms_of_a_canary_keep_answers_of_their_own(pair: tuple[Shop, Shop]) -> None:
+    """A user who changes the arm, as the share grows, is never given what the other model answered before."""
+    one, two = pair
+    before = one.ask(user_id="u00")
+    soon(lambda: searches(two, user_id="u00") == 0)
+    version = one.adapter(seed=3)
+    wanted = {"adapter_version": version, "kind": "canary", "share": 1.0}
+    one.client.put("/v1/admin/trial", json=wanted).raise_for_status()
+    soon(lambda: all(shop.services.trial.live() is not None for shop in pair))
+
+    first = one.ask(user_id="u00")
+    assert first["model"]["adapter_version"] == version
+    assert [item["score"] for item in first["items"]] != [item["score"] for item in before["items"]]
+    soon(lambda: searches(two, user_id="u00") == 0)
+    kept = two.ask(user_id="u00")
+    assert (kept["items"], kept["model"]) == (first["items"], first["model"])
+
+    one.client.delete("/v1/admin/trial").raise_for_status()
+    soon(lambda: all(shop.services.trial.live() is None for shop in pair))
+    after = two.ask(user_id="u00")
+    assert (after["items"], after["model"]) == (before["items"], before["model"])

@@ -93,6 +93,21 @@ def test_a_promotion_a_rollback_and_a_new_item_reach_the_other_replica_at_once(
 
 
 @SQLITE_ONLY
+def test_a_trial_starts_and_ends_on_the_other_replica_at_once(
+    settings: Settings, clock: SetClock, built: BuiltBase
+) -> None:
+    with listening(settings, clock) as made:
+        one, two = made
+        soon(all_serve(made, built.adapter_version))
+        version = Shop(one.app, one.client, built).adapter(seed=1)
+        wanted = {"adapter_version": version, "kind": "canary", "share": 0.5}
+        assert one.client.put("/v1/admin/trial", json=wanted).status_code == 200
+        eventually(lambda: two.services.trial.status().loaded == version, WITH_REDIS)
+        assert two.client.delete("/v1/admin/trial").status_code == 200
+        eventually(lambda: one.services.trial.status().loaded is None, WITH_REDIS)
+
+
+@SQLITE_ONLY
 def test_a_command_and_an_updater_are_heard_too(
     settings: Settings, clock: SetClock, built: BuiltBase, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,7 @@ def test_two_replicas_share_one_allowance(settings: Settings, clock: SetClock, r
         assert [two.client.get("/v1/users/u/events", headers=forged).status_code for _ in range(6)] == [401] * 5 + [429]
         assert two.client.get("/v1/users/u/events", headers=other).status_code == 200, "a forged key uses up its own"
         assert one.client.get("/v1/users/u/events", headers={"Authorization": ""}).status_code == 401
-        assert "adaptide_rate_limited_total" in one.client.get("/metrics").text
+        assert "adaptide_rate_limited_requests_total" in one.client.get("/metrics").text
 
 
 @SQLITE_ONLY

@@ -212,3 +212,8 @@ def goes_on(group: Group, report: Report, folder: Path) -> None:
 def sums(group: Group, report: Report, values: Sequence[float]) -> list[float]:
     report("fit", 1, 1)
     return group.sums([value * (group.rank + 1) for value in values])
+
+
+def takes_too_much(group: Group, report: Report, size: int) -> None:
+    """Memory that no machine has."""
+    torch.empty(size, dtype=torch.uint8)

@@ -6,6 +6,7 @@ from trainer.bench_replicas import bench_replicas
 from trainer.bench_service import bench_service
 from trainer.bench_shop import ShopSize
 from trainer.bench_swap import bench_swap
+from trainer.bench_trial import bench_trial
 
 SMALL = ShopSize(hidden=32, layers=2, items=300, users=10)
 
@@ -43,3 +44,15 @@ def test_replicas_over_one_store_answer_alike() -> None:
         assert row.requests > 0
         assert min(row.requests_per_s, row.ratio, row.p50_ms, row.cores) > 0
         assert row.p50_ms <= row.p99_ms
+
+
+@pytest.mark.e2e
+def test_a_trial_under_load_fails_nobody_and_every_reply_is_its_versions_own() -> None:
+    rows = bench_trial(SMALL, load=0.1, threads=1, seconds=1.0, share=0.5, repeats=1)
+
+    assert [row.trial for row in rows] == ["off", "canary", "shadow"]
+    assert [(row.failed, row.wrong) for row in rows] == [(0, 0)] * 3
+    off, canary, shadow = rows
+    assert (off.candidate, off.shadowed, shadow.candidate) == (0, 0, 0)
+    assert 0 < canary.candidate < canary.requests
+    assert shadow.shadowed > 0

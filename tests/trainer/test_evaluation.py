@@ -13,6 +13,7 @@ from service.recommend.ranking import rank_popular
 from tests.models import tiny_backbone
 from trainer.evaluation import (
     Metrics,
+    cold_and_known,
     metrics,
     model_ranks,
     ndcg,
@@ -202,3 +203,28 @@ def test_a_users_ndcg_is_the_mean_over_their_cases_in_order_of_their_ids() -> No
     found = user_ndcg(np.array([1, 3, 0]), cases)
 
     np.testing.assert_allclose(found, [0.5, 0.5])  # a: 1 / log2(4); b: (1 + 0) / 2
+
+
+def test_new_users_and_new_items_are_measured_apart_by_pencil() -> None:
+    nothing = np.empty(0, dtype=np.int64)
+    popularity = np.array([1.0, 0.0, 0.25])  # nobody had taken item 1
+    cases = [
+        Case(user, nothing, target, nothing, earlier)
+        for user, target, earlier in [("a", 0, 0), ("b", 1, 7), ("c", 2, 3), ("d", 1, 0)]
+    ]
+
+    found = cold_and_known(
+        {"candidate": np.array([1, 0, 3, 8]), "base": np.zeros(4, dtype=np.int64)}, cases, popularity
+    )
+
+    assert found["new_users"]["candidate"] == metrics(np.array([1, 8]))
+    assert found["known_users"]["candidate"] == metrics(np.array([0, 3]))
+    assert found["new_items"]["candidate"] == metrics(np.array([0, 8]))
+    assert found["known_items"]["candidate"] == metrics(np.array([1, 3]))
+    assert {own["base"].hit_10 for own in found.values()} == {0.0}
+    assert [found[name]["base"].users for name in ("new_users", "known_users", "new_items", "known_items")] == [2] * 4
+
+
+def test_without_cases_every_group_is_empty() -> None:
+    found = cold_and_known({"base": np.empty(0, dtype=np.int64)}, [], np.array([1.0]))
+    assert {own["base"].users for own in found.values()} == {0}

@@ -1,5 +1,7 @@
 """Leave-one-out over one window, checked with a pencil."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,9 +14,11 @@ from trainer.examples import (
     UserStream,
     build_examples,
     first_occurrences,
+    latest_of_each,
     pieces,
     prequential_cases,
     sample_cases,
+    target_cap,
 )
 
 
@@ -51,6 +55,13 @@ def test_earlier_windows_are_history_and_never_targets() -> None:
     assert plain(examples.training) == [([7, 6], [5])]
     assert asked(examples.validation) == [([7, 6, 5], 3, [5, 6, 7])]
     assert asked(examples.test) == [([7, 6, 5, 3], 8, [3, 5, 6, 7])]
+
+
+def test_a_case_says_how_much_the_user_had_done_before_the_window() -> None:
+    examples = build(stream([5, 3, 8], earlier=[7, 6, 7], user="known"), stream([1, 2, 3], user="new"))
+    assert {case.user_id: case.earlier for case in examples.test} == {"known": 3, "new": 0}
+    later = prequential_cases([stream([5, 3], earlier=[7])], history_items=5, per_user=2, users=9, seed=0)
+    assert [case.earlier for case in later] == [1, 1]
 
 
 def test_a_user_with_too_few_events_in_the_window_is_left_out_whatever_came_before() -> None:
@@ -181,6 +192,79 @@ def test_the_least_number_of_events_counts_the_window_only(min_events: int) -> N
     examples = build(stream([1, 2, 3, 4], earlier=[9]), min_events=min_events)
 
     assert len(examples.test) == (1 if min_events == 4 else 0)
+
+
+# The cap: what one user may do to the training
+
+
+def test_a_user_above_the_cap_keeps_the_latest_targets_and_the_rest_is_history() -> None:
+    many, few = stream([1, 2, 3, 4, 5, 6, 7, 8], user="many"), stream([11, 12, 13, 14], user="few")
+
+    examples = build_examples([many, few], history_items=20, min_events=1, user_targets=3)
+
+    assert plain(examples.training) == [([1, 2, 3], [4, 5, 6]), ([], [11, 12])]
+    assert [(c.user_id, c.target) for c in examples.test] == [("many", 8), ("few", 14)]
+    assert (examples.targets, examples.capped_users, examples.capped_targets) == (5, 1, 3)
+
+
+def test_what_a_user_repeats_is_trained_on_so_often_the_latest_times_and_held_out_all_the_same() -> None:
+    again = stream([7, 1, 7, 2, 7, 3, 7, 4, 7, 5], earlier=[7, 7, 7])
+
+    examples = build_examples([again], history_items=20, min_events=1, repeats=2)
+
+    assert plain(examples.training) == [([7, 7, 7], [1, 2, 7, 3, 7])]
+    assert asked(examples.validation) == [([7, 7, 7, 7, 1, 7, 2, 7, 3, 7], 4, [1, 2, 3, 7])]
+    assert asked(examples.test) == [([7, 7, 7, 7, 1, 7, 2, 7, 3, 7, 4, 7], 5, [1, 2, 3, 4, 7])]
+    assert (examples.capped_users, examples.capped_targets) == (1, 2)
+
+
+@given(rows=st.lists(st.integers(0, 5), max_size=30), most=st.integers(1, 6))
+def test_the_latest_of_each_keep_their_order(rows: list[int], most: int) -> None:
+    left = latest_of_each(np.array(rows, dtype=np.int64), most).tolist()
+
+    assert Counter(left) == {row: min(count, most) for row, count in Counter(rows).items()}
+    assert left == [row for place, row in enumerate(rows) if rows[place:].count(row) <= most]
+
+
+def test_no_user_is_more_than_the_share_of_what_is_left() -> None:
+    assert target_cap([4] * 90 + [10_000], share=0.1) == 40  # of 400
+    assert target_cap([4] * 90 + [10_000, 50_000], share=0.1) == 45  # two of them: each of 450
+    assert target_cap([4] * 90 + [10_000], share=0.1, most=7) == 7
+    assert target_cap([4] * 90 + [10_000], share=1.0) == 10_000
+
+
+def test_where_there_are_few_users_each_may_have_twice_an_equal_share() -> None:
+    assert target_cap([300], share=0.05) == 300
+    assert target_cap([300, 1], share=0.05) == 300
+    assert target_cap([6, 6, 6, 6, 100], share=0.05) == 16  # of 40
+    assert target_cap([9] * 30, share=0.01) == 9
+    assert target_cap([0, 0], share=0.05) == target_cap([], share=0.05) == 0
+
+
+@given(
+    targets=st.lists(st.one_of(st.integers(0, 9), st.integers(0, 100_000)), min_size=1, max_size=80),
+    share=st.floats(0.001, 1),
+)
+def test_the_cap_is_the_largest_that_keeps_the_share(targets: list[int], share: float) -> None:
+    cap = target_cap(targets, share=share)
+
+    some = [count for count in targets if count]
+    allowed = max(share, 2 / len(some)) if some else share
+    assert min(some, default=0) <= cap <= max(targets)
+    assert cap <= allowed * sum(min(count, cap) for count in targets)
+    assert cap == max(targets) or cap + 1 > allowed * sum(min(count, cap + 1) for count in targets)
+
+
+@given(quiet=st.lists(st.integers(5, 30), min_size=20, max_size=60), loud=st.integers(31, 5_000))
+def test_one_loud_account_is_no_more_of_the_training_than_the_share(quiet: list[int], loud: int) -> None:
+    streams = [stream(list(range(length)), user=f"u{i:02d}") for i, length in enumerate(quiet)]
+    streams.append(stream([7] * loud, user="loud"))  # nothing of it is held out
+
+    examples = build_examples(streams, history_items=20, min_events=5, user_share=0.05)
+
+    own = sum(len(s.rows) - s.first_target for s in examples.training if (s.rows[s.first_target :] == 7).all())
+    assert own <= max(0.05, 2 / len(streams)) * examples.targets
+    assert sum(c.user_id == "loud" for c in (*examples.validation, *examples.test)) <= 2
 
 
 def prequential(*streams: UserStream, history_items: int = 20, per_user: int = 10, users: int = 100) -> list[Case]:

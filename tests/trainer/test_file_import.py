@@ -8,19 +8,19 @@ import pytest
 import sqlalchemy as sa
 
 from service.catalog.service import get_item
-from service.errors import DatasetError
 from service.events.tables import events
 from service.kit.db import Database
 from tests.conftest import SetClock
-from trainer.file_import import ImportReport, Refusal, import_events, import_items
-from trainer.tabular import Format, Table
+from trainer.file_import import import_events, import_items
+from trainer.formats import Format, Table, open_table
+from trainer.import_report import ImportReport, Refusal
 
 TOLERANCE = timedelta(minutes=5)
 
 
 def csv(folder: Path, text: str, name: str = "file.csv") -> Table:
     (folder / name).write_text(text)
-    return Table(folder / name, Format.CSV)
+    return open_table(folder / name, Format.CSV)
 
 
 def take_events(database: Database, clock: SetClock, table: Table, event_type: str = "interaction") -> ImportReport:
@@ -88,6 +88,23 @@ def test_importing_a_file_again_counts_nothing_twice_even_for_equal_rows(
     assert len(stored(database, "seq")) == 2
 
 
+def test_a_record_that_swallowed_the_next_is_corrected_where_it_stands(
+    database: Database, clock: SetClock, tmp_path: Path
+) -> None:
+    broken = csv(tmp_path, 'user_id,item_id,timestamp\nu,"i,10\nv,j",20\nw,k,30\n')
+    assert take_events(database, clock, broken).outcomes == {"accepted": 1, "duplicates": 0}
+    whole = csv(tmp_path, "user_id,item_id,timestamp\nu,i,10\nv,j,20\nw,k,30\n")
+    assert take_events(database, clock, whole).outcomes == {"accepted": 2, "duplicates": 1}
+
+
+@pytest.mark.parametrize("header", ["user_id,item_id,timestamp", '"user_id",item_id,timestamp,"a\nnote"'])
+def test_an_event_is_named_by_its_line_below_the_header(
+    database: Database, clock: SetClock, tmp_path: Path, header: str
+) -> None:
+    take_events(database, clock, csv(tmp_path, f"{header}\nu,i,10{',' * (header.count(',') - 2)}\n"))
+    assert stored(database, "event_id") == [("a8b9cacf-ca49-503a-a688-52dc2d54d7e6",)]
+
+
 def test_wrong_events_are_refused_by_line_and_the_others_are_stored(
     database: Database, clock: SetClock, tmp_path: Path
 ) -> None:
@@ -113,24 +130,32 @@ def test_events_against_the_order_of_time_are_counted(database: Database, clock:
     assert take_events(database, clock, table).out_of_order == 1
 
 
-def test_nothing_of_an_events_file_that_is_cut_off_is_stored(
+def test_what_a_file_holds_before_it_is_cut_off_is_stored_and_the_whole_one_goes_on_there(
     database: Database, clock: SetClock, tmp_path: Path
 ) -> None:
     text = "user_id,item_id,timestamp\n" + "".join(f"u{i},i,{i}\n" for i in range(5_000))
-    whole = gzip.compress(text.encode())
-    (tmp_path / "events.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match="cut off"):
-        take_events(database, clock, Table(tmp_path / "events.csv.gz", Format.CSV))
-    assert stored(database, "seq") == []
+    path, whole = tmp_path / "events.csv.gz", gzip.compress(text.encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    first = take_events(database, clock, open_table(path, Format.CSV))
+    assert "the gzip file is cut off or damaged" in (first.cut_off or "")
+    accepted = first.outcomes["accepted"]
+    assert 0 < accepted < 5_000
+    path.write_bytes(whole)
+    second = take_events(database, clock, open_table(path, Format.CSV))
+    assert second.cut_off is None
+    assert second.outcomes == {"accepted": 5_000 - accepted, "duplicates": accepted}
+    assert len(stored(database, "seq")) == 5_000
 
 
-def test_parquet_and_csv_give_the_same_events(database: Database, clock: SetClock, tmp_path: Path) -> None:
+def test_the_same_events_from_parquet_and_from_csv_count_once(
+    database: Database, clock: SetClock, tmp_path: Path
+) -> None:
     polars = pytest.importorskip("polars")
     polars.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [10]}).write_parquet(tmp_path / "events.parquet")
-    take_events(database, clock, Table(tmp_path / "events.parquet", Format.PARQUET))
-    take_events(database, clock, csv(tmp_path, "user_id,item_id,timestamp\n1,2,10\n"))
-    first, second = stored(database, "user_id", "item_id", "event_type", "occurred_at")
-    assert first == second
+    take_events(database, clock, open_table(tmp_path / "events.parquet", Format.PARQUET))
+    again = take_events(database, clock, csv(tmp_path, "user_id,item_id,timestamp\n1,2,10\n"))
+    assert again.outcomes == {"accepted": 0, "duplicates": 1}
+    assert len(stored(database, "seq")) == 1
 
 
 def test_a_report_keeps_a_thousand_refusals_and_counts_them_all() -> None:

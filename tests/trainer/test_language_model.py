@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from service.adapters.lora import ADAPTED_LAYERS
@@ -22,6 +24,7 @@ from trainer.language_model import (
     BEFORE,
     BETWEEN,
     add_code_tokens,
+    check_patterns,
     instruction_prompt,
     load_language_model,
     load_trainable,
@@ -68,6 +71,14 @@ def test_a_tokenizer_that_cuts_now_this_way_now_that_is_refused() -> None:
     first = add_code_tokens(llama(len(tokenizer)), tokenizer, seed=0)
     with pytest.raises(ConfigurationError, match="differently from item to item"):
         instruction_prompt(tokenizer, first)
+
+
+def test_a_tokenizer_whose_matching_may_take_for_ever_is_refused_before_training() -> None:
+    tokenizer = byte_tokenizer()
+    check_patterns(tokenizer, "source")
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex("(?:a+)+b"), "isolated")
+    with pytest.raises(ConfigurationError, match=r"source cannot be a backbone.*can take for ever"):
+        check_patterns(tokenizer, "source")
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -12,11 +12,11 @@ import pytest
 from service.catalog.index import CatalogueIndex, IndexedItem
 from service.events import repository
 from service.events.repository import PopularityKey
-from service.events.service import erase_user
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
 from service.recommend.ranking import Float64
 from service.settings import Settings
+from service.users.service import erase_user
 from tests import worlds
 from tests.conftest import SetClock
 from trainer.popularity import KeptPopularity, added
@@ -24,6 +24,7 @@ from trainer.popularity import KeptPopularity, added
 INDEX = CatalogueIndex(
     tuple(IndexedItem(f"i{n}", f"thing {n}", (), True, None) for n in range(12)), revision=1, base_id=None
 )
+BLOCK = 16  # so that counts begin, stop and go on within one and across several
 
 
 class Shop:
@@ -34,15 +35,15 @@ class Shop:
         self._random = random.Random(5)
         self._sent: list[dict[str, Any]] = []
 
-    def trade(self, events: int) -> int:
-        """So many events more; the sequence number of the last."""
+    def trade(self, events: int, users: str = "u") -> int:
+        """So many events more, of five users; the sequence number of the last."""
         new = []
         for _ in range(events):
             number = len(self._sent) + len(new)
             at = worlds.START + timedelta(hours=number, minutes=-self._random.randrange(600))
             kind = self._random.choice(["view", "view", "buy", "impression"])
             item = f"i{min(self._random.randrange(14), self._random.randrange(14))}"  # i12 and i13 are in no catalogue
-            new.append(worlds.event(f"e{number}", f"u{self._random.randrange(5)}", item, at, kind))
+            new.append(worlds.event(f"e{number}", f"{users}{self._random.randrange(5)}", item, at, kind))
         for event in new:  # one by one, so that the sequence is the order of this list
             worlds.send(self.database, self.clock, [event])
         self._sent += new
@@ -52,19 +53,22 @@ class Shop:
         """As a new process has it."""
         return KeptPopularity(self.database, self.settings.model_copy(update=changes))
 
-    def counted(self, through: int, **changes: Any) -> Float64:
+    def counted(self, through: int, *, erased: int = 0, **changes: Any) -> Float64:
+        """erased: so many of the first events were, after they had been counted."""
         settings = self.settings.model_copy(update=changes)
         popularity = Popularity(settings.popularity_half_life)
-        popularity.add(
-            (event["item_id"], datetime.fromisoformat(event["occurred_at"]))
-            for event in self._sent[:through]
-            if event["event_type"] not in settings.ignored_event_types
-        )
+        counting = {}
+        for place, event in enumerate(self._sent[:through]):
+            if event["event_type"] not in settings.ignored_event_types:
+                vote = (place // BLOCK, place < erased, event["user_id"], event["item_id"])
+                counting.setdefault(vote, (event["item_id"], datetime.fromisoformat(event["occurred_at"])))
+        popularity.add(counting.values())
         return popularity.by_row(INDEX)
 
 
 @pytest.fixture
-def shop(database: Database, clock: SetClock, tmp_path: Path) -> Shop:
+def shop(database: Database, clock: SetClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    monkeypatch.setattr("service.recommend.votes.BLOCK", BLOCK)
     return Shop(database, clock, Settings(home=tmp_path, popularity_half_life=timedelta(days=2)))
 
 
@@ -102,9 +106,9 @@ def test_a_new_process_counts_only_what_is_new(shop: Shop) -> None:
     shop.keeper().by_row(INDEX, first, keep=True)
     for user in range(5):
         erase_user(shop.database, f"u{user}", clock=shop.clock, actor="tests")  # what was counted cannot be read again
-    through = shop.trade(10)
+    through = shop.trade(10, users="v")
 
-    assert same(shop.keeper().by_row(INDEX, through, keep=True), shop.counted(through))
+    assert same(shop.keeper().by_row(INDEX, through, keep=True), shop.counted(through, erased=first))
 
 
 def test_a_rehearsal_uses_what_is_kept_and_writes_nothing(shop: Shop) -> None:

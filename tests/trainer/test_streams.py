@@ -10,11 +10,12 @@ from service.catalog import repository as catalog_rows
 from service.catalog.index import CatalogueIndex
 from service.kit.db import Database
 from service.recommend.popularity import Popularity
+from service.recommend.votes import count_through
 from service.settings import Settings
 from service.windows.repository import measure
 from tests import worlds
 from tests.conftest import SetClock
-from trainer.streams import WindowStreams, load_streams, popularity_through
+from trainer.streams import WindowStreams, load_streams
 
 T = worlds.START
 
@@ -195,17 +196,30 @@ def test_the_past_reaches_back_as_far_as_items_count_as_seen(store: Store) -> No
     assert store.plain(store.load(after, seen_items=2)) == {"u": ("c d", "e f g")}
 
 
-def test_popularity_of_a_range_counts_what_is_an_interaction_up_to_its_end(store: Store) -> None:
+def test_popularity_counts_what_is_an_interaction_up_to_the_end_and_a_user_once_for_an_item(store: Store) -> None:
     store.take("u", "a a b")
+    store.take("v", "a a")
     store.take("u", "c", event_type="impression")
     store.take("u", "x")
     through = store.through
     store.take("u", "d d d d")
     day = timedelta(days=30_000)  # nothing fades
-    popularity = Popularity(day)
 
-    popularity_through(store.database, popularity, 0, through, frozenset({"impression"}))
-    assert {item: round(w, 3) for item, w in popularity.weights().items()} == {"a": 2, "b": 1, "x": 1}
+    counted = {}
+    for end, ignored in ((through, frozenset({"impression"})), (store.through, frozenset[str]())):
+        popularity = Popularity(day)
+        with store.database.read() as connection:
+            assert count_through(connection, popularity, end, ignored) == (1, end)
+        counted[end] = {item: round(weight, 3) for item, weight in popularity.weights().items()}
+    assert counted[through] == {"a": 2, "b": 1, "x": 1}
+    assert counted[store.through] == {"a": 2, "b": 1, "x": 1, "c": 1, "d": 1}
 
-    popularity_through(store.database, popularity, through, store.through, frozenset())
-    assert round(popularity.weights()["d"], 3) == 4
+
+def test_who_does_not_act_like_a_person_is_reported_and_learnt_from_like_any_other(store: Store) -> None:
+    store.take("person", "a b c d e f g")
+    store.take("timer", "a b c " * 20)  # once a minute, to the second
+
+    found = store.load()
+
+    assert (found.events, found.suspects, found.suspect_events) == (67, 1, 60)
+    assert list(store.plain(found)) == ["person", "timer"]

@@ -12,11 +12,12 @@ import psutil
 import pytest
 import torch
 
-from service.errors import ConfigurationError, Unavailable
+from service.errors import ConfigurationError, LimitExceeded, Unavailable
 from service.settings import Settings
 from tests.trainer import ranks
 from tests.trainer.methods.windows import train
 from tests.worlds import eventually
+from trainer.limits import MIB, Limits, resident
 from trainer.methods.base import Adapter
 from trainer.processes import Together
 from trainer.together import require_shareable
@@ -47,12 +48,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def assert_same(found: ranks.Outcome, expected: ranks.Outcome) -> None:
-    """Within 1e-5 of each tensor's and reading's size."""
+    """Within 2e-5 of each tensor's and reading's size: processors round differently."""
     (tensors, report), (wanted, wanted_report) = found, expected
     assert tensors.keys() == wanted.keys()
     for name, tensor in tensors.items():
         scale = wanted[name].abs().max().clamp_min(1e-3)
-        torch.testing.assert_close(tensor / scale, wanted[name] / scale, rtol=0, atol=1e-5, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(tensor / scale, wanted[name] / scale, rtol=0, atol=2e-5, msg=lambda m, n=name: n + m)
     for name, value in report.items():
         flat, wanted_flat = torch.tensor(value, dtype=torch.float64), torch.tensor(wanted_report[name])
         torch.testing.assert_close(flat, wanted_flat.double(), rtol=1e-5, atol=1e-8, msg=lambda m, n=name: n + m)
@@ -166,3 +167,18 @@ def test_sharding_wants_several_processes() -> None:
 def test_a_method_that_compares_whole_batches_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigurationError, match="ADAPTIDE_PROCESSES=1"):
         require_shareable("output-kl")
+
+
+@pytest.mark.usefixtures("nobody_left")
+def test_training_processes_that_run_out_of_memory_say_so() -> None:
+    with pytest.raises(LimitExceeded, match="ran out of memory"):
+        together(2).run(ranks.takes_too_much, (2**60,))
+
+
+@pytest.mark.usefixtures("nobody_left")
+def test_training_processes_count_as_the_updaters_and_end_with_what_they_took(tmp_path: Path) -> None:
+    alone = resident()
+    limits = Limits(None, alone + 64 * MIB)  # two processes with torch take more
+    with pytest.raises(LimitExceeded, match="MiB of memory where"):
+        together(2).run(ranks.goes_on, (tmp_path,), limits.watching(lambda *_: None))
+    assert resident() < alone + 64 * MIB

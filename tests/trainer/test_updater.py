@@ -30,9 +30,11 @@ from service.windows.states import SealedBecause, WindowState
 from tests import worlds
 from tests.built import BuiltWorld
 from tests.conftest import SetClock
+from tests.leases import run_out
 from trainer.base import BuiltBase
 from trainer.examples import build_examples
 from trainer.learn import Steps, learn
+from trainer.limits import MIB
 from trainer.lora import LoraBackbone
 from trainer.methods import make_method
 from trainer.methods.base import Adapter, Covariance, Stage
@@ -60,6 +62,7 @@ def make_settings(home: Path, database_url: str, **changes: Any) -> Settings:
         "residual_dropout": 0.0,
         "window_max_events": EVENTS,
         "window_min_events": 5,
+        "window_retry_pause": timedelta(0),
     }
     return Settings(**(chosen | changes))
 
@@ -185,6 +188,7 @@ def test_a_promoted_window_moves_the_pointer_and_says_how_it_went(desk: Desk, bu
         "catalogue": "followed",
         "examples": "built",
         "popularity": "counted",
+        "drift": "measured",
         "evaluate_before": "scored",
         "fit": "adapted",
         "evaluate_after": "scored",
@@ -213,10 +217,21 @@ def test_a_promoted_window_is_measured_against_incumbent_base_and_popularity(des
     told = window.statistics or {}
     assert (told["interactions"], told["users"], told["test_users"], told["unknown_items"]) == (EVENTS, 60, 60, 0)
     assert told["targets"] == 4 * worlds.USERS
+    # Everybody and everything has been there before, and most items are as usual as ever.
+    assert (told["new_user_share"], told["new_item_share"]) == (0, 0)
+    assert 0 < told["category_drift"] < 0.3
+    assert 0 < told["code_drift"] < 0.3
     assert told["validation_loss"][0][0] == 0
     assert told["validation_loss"][told["best_epoch"]][1] < told["validation_loss"][0][1]
     assert told["prequential"].keys() == {"incumbent", "base", "popularity"}
     assert told["prequential"]["incumbent"]["users"] == worlds.USERS
+    assert told["groups"]["known_users"]["candidate"]["ndcg@10"] == pytest.approx(found["candidate"].ndcg_10)
+    assert {group: own["candidate"]["users"] for group, own in told["groups"].items()} == {
+        "known_users": worlds.USERS,
+        "new_users": 0,
+        "known_items": worlds.USERS,
+        "new_items": 0,
+    }
     summary = window_summary(window)
     assert summary["metrics"]["candidate"]["ndcg@10"] == found["candidate"].ndcg_10
 
@@ -392,10 +407,10 @@ def test_an_updater_that_lost_its_lease_writes_nothing_and_another_takes_the_win
     others: list[leases.Lease | None] = []
 
     def sleep_too_long() -> None:
-        desk.clock.advance(seconds=31)
+        run_out(desk.database)
         with desk.database.write() as connection:
             duration = desk.settings.lease_duration
-            others.append(leases.acquire(connection, UPDATER_LEASE, "another", desk.clock(), duration))
+            others.append(leases.acquire(connection, UPDATER_LEASE, "another", duration))
         counts.append(worlds.row_counts(desk.database))
 
     counts: list[dict[str, int]] = []
@@ -410,7 +425,7 @@ def test_an_updater_that_lost_its_lease_writes_nothing_and_another_takes_the_win
     assert desk.pointer().revision == 1
     assert desk.updater().tick() is None  # the other still holds the lease
 
-    desk.clock.advance(seconds=31)
+    run_out(desk.database)
     taken = worked(desk.updater().tick())
     assert (taken.window_id, taken.attempts, taken.verdict) == (left.window_id, 2, "promoted")
 
@@ -553,3 +568,45 @@ def test_a_window_is_learnt_as_of_its_own_time(desk: Desk, built: BuiltBase) -> 
     window = worked(desk.updater().tick())
     assert (window.window_id, (window.statistics or {})["interactions"]) == (first.window_id, EVENTS)
     assert open_range(desk.database, None) == Range(first.through_seq, first.through_seq + 1)
+
+
+# Limits
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"update_timeout": timedelta(microseconds=1)}, "more than 1e-06 s (ADAPTIDE_UPDATE_TIMEOUT)"),
+        ({"update_memory_bytes": MIB}, "where 1 are allowed (ADAPTIDE_UPDATE_MEMORY_BYTES)"),
+    ],
+)
+def test_an_update_that_takes_too_much_is_abandoned_and_given_up_and_later_windows_go_on(
+    desk: Desk, built: BuiltBase, changes: dict[str, object], reason: str
+) -> None:
+    published = desk.published()
+    updater = desk.updater(**changes)
+    desk.send(worlds.later_walks())
+    tried = [worked(updater.tick()) for _ in range(desk.settings.window_attempts)]
+    assert [(w.state, w.attempts) for w in tried] == [(WindowState.FAILED, attempt) for attempt in (1, 2, 3)]
+    assert all(reason in (window.reason or "") for window in tried)
+    assert updater.tick() is None  # it is given up
+    assert desk.published() == published
+    assert desk.pointer().revision == 1
+    desk.send(worlds.later_walks(2))
+    window = worked(desk.updater().tick())
+    assert (window.window_id, window.attempts, window.verdict) == (3, 1, "promoted")
+
+
+@on_sqlite
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60, dtype=torch.uint8), lambda: bytearray(2**60)])
+def test_an_update_that_runs_out_of_memory_fails_and_the_same_updater_does_the_next_attempt(
+    desk: Desk, built: BuiltBase, allocate: Callable[[], object]
+) -> None:
+    updater = desk.updater()
+    desk.send(worlds.later_walks())
+    failed = worked(updater.tick(once("fit", allocate)))
+    assert (failed.state, failed.attempts) == (WindowState.FAILED, 1)
+    assert "ran out of memory" in (failed.reason or "")
+    again = worked(updater.tick())
+    assert (again.window_id, again.attempts, again.verdict) == (failed.window_id, 2, "promoted")

@@ -38,6 +38,7 @@ def test_a_bucket_that_takes_nothing_fails_the_attempt_and_the_next_one_publishe
             "artifacts_url": "s3://shop/live",
             "artifacts_timeout": timedelta(seconds=5),
             "artifacts_collect": True,
+            "window_retry_pause": timedelta(0),
             "update_epochs": 1,
             "update_min_steps": 0,
             "gate_min_users": 1,

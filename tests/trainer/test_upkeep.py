@@ -47,7 +47,7 @@ def test_only_one_process_removes(database: Database, clock: SetClock, settings:
     write(database, clock, "old")
     seal(database, clock, settings)
     clock.advance(days=3)
-    with held(database, clock, RETENTION_LEASE, "another", settings.lease_duration):
+    with held(database, RETENTION_LEASE, "another", settings.lease_duration):
         upkeep(database, clock, settings, "me")
         assert stored_ids(database) == ["old"]
     upkeep(database, clock, settings, "me")

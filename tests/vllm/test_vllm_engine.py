@@ -1,4 +1,4 @@
-"""vLLM itself, on a CPU: the referee's ranking, adapters that are swapped, hostile ones that are refused."""
+"""vLLM itself, on a CPU: the referee's ranking, adapters swapped and refused; over 300 lines: one engine serves all."""
 
 import weakref
 from collections.abc import Iterator
@@ -116,6 +116,22 @@ def test_k_valid_results_come_back_whenever_k_are_left(model: VllmModel) -> None
         assert len(set(found.leaves.tolist())) == len(found.leaves)
         assert not set(found.leaves.tolist()) & set(excluded.tolist())
         assert np.all(np.diff(found.scores) <= 0)
+
+
+def test_a_choice_of_leaves_and_a_penalty_are_searched_as_the_torch_engine_does(
+    model: VllmModel, base: VerifiedBase, adapters: tuple[VerifiedAdapter, VerifiedAdapter]
+) -> None:
+    trie = build_trie(codes(120, seed=6))
+    torch_model = TorchEngine(device="cpu", dtype="float32", beams=BEAMS, threads=0).load(base, adapters[0])
+    within, everything = np.arange(1, trie.leaves, 5, dtype=np.int64), trie.leaves
+    for request in (
+        GenerationRequest(history(3, seed=4), everything, within[::4], within),
+        GenerationRequest(history(3, seed=4), everything, NOTHING, None, 0.7),
+        GenerationRequest(history(3, seed=4), everything, NOTHING, within, 1e6),
+    ):
+        ours, theirs = (m.generate([request], trie)[0] for m in (model, torch_model))
+        assert sorted(ours.leaves.tolist()) == sorted(theirs.leaves.tolist())
+        same(ours, theirs)
 
 
 def test_an_empty_catalogue_and_a_wholly_excluded_one_give_an_empty_list(model: VllmModel) -> None:

@@ -6,6 +6,10 @@ from starlette.testclient import TestClient
 
 from service.access.schemas import Scope
 from service.kit.db import Database
+from service.kit.lease_keeper import held
+from service.settings import Settings
+from service.windows import service
+from tests.conftest import SetClock
 from tests.windows.streams import write_events
 
 PATH = "/v1/admin/windows"
@@ -22,6 +26,27 @@ def test_a_window_is_closed_and_listed_newest_first(admin: TestClient, database:
     assert listed["windows"][0]["after_seq"] == listed["windows"][1]["through_seq"]
     assert (listed["open"]["events"], listed["open"]["after_seq"]) == (1, listed["windows"][0]["through_seq"])
     assert listed["windows"][0]["evaluations"] == []
+
+
+def test_a_failed_window_says_why_and_when_it_is_tried_again(
+    admin: TestClient, database: Database, settings: Settings, clock: SetClock
+) -> None:
+    write_events(database, 1)
+    admin.post(f"{PATH}/close")
+    seen = []
+    for _ in range(settings.window_attempts):
+        with held(database, service.UPDATER_LEASE, "me", settings.lease_duration) as lease:
+            assert lease is not None
+            assert service.claim(database, clock, settings, lease, at_once=True) is not None
+            service.fail(database, clock, settings, 1, lease, "the disk is full")
+        seen.append(admin.get(PATH).json()["windows"][0])
+    assert {(window["state"], window["reason"]) for window in seen} == {("failed", "the disk is full")}
+    assert [window["attempts"] for window in seen] == [1, 2, 3]
+    waits = [clock() + settings.window_retry_pause * times for times in (1, 2)]
+    assert [window["next_attempt_at"] for window in seen] == [
+        *(wait.isoformat().replace("+00:00", "Z") for wait in waits),
+        None,
+    ]
 
 
 def test_windows_are_paged(admin: TestClient, database: Database) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from service.catalog import repository as catalog
+from service.catalog.tables import item_history
 from service.events import partitions
 from service.events.partitions import WIDTH
 from service.events.tables import event_ids
@@ -17,6 +19,7 @@ from service.settings import Settings
 from service.windows import repository, service
 from service.windows.retention import Removed, remove_old
 from service.windows.states import SealedBecause, WindowState
+from service.windows.tables import windows
 from tests.conftest import SetClock
 from tests.events.test_service import event, stored_ids
 from tests.worlds import send
@@ -157,6 +160,93 @@ def test_recommendations_leave_by_their_own_age_in_batches(
     clock.advance(days=5)
     assert remove_old(database, clock, settings) == Removed(0, 0, 2_500)
     assert recommended(database) == 3
+
+
+@pytest.mark.parametrize(
+    ("of_events", "of_recommendations", "left"),
+    [(None, 10, (2, 1)), (10, 2, (1, 0)), (4, 20, (0, 1)), (10, None, (1, 1)), (None, None, (2, 2))],
+)
+def test_recommendations_have_a_retention_of_their_own(
+    database: Database,
+    clock: SetClock,
+    settings: Settings,
+    of_events: int | None,
+    of_recommendations: int | None,
+    left: tuple[int, int],
+) -> None:
+    """An event and a recommendation of 45 days ago, and of 5 days ago."""
+    days = {"event_retention": of_events, "recommendation_retention": of_recommendations}
+    changes = {name: None if n is None else n * DAY for name, n in days.items()}
+    own = settings.model_copy(update={**changes, "event_partition": timedelta(hours=1)})
+    for wait in (40, 5):
+        write(database, clock, f"e{wait}")
+        seal(database, clock, settings)
+        recommend(database, clock, 1)
+        clock.advance(days=wait)
+    remove_old(database, clock, own)
+    assert (len(stored_ids(database)), recommended(database)) == left
+
+
+def rename(database: Database, clock: SetClock, title: str) -> None:
+    """And what the item was before was replaced just then."""
+    row = {"item_id": "i", "title": title, "description": None, "categories": [], "brand": None, "available": True}
+    with database.write() as connection:
+        catalog.put_many(connection, [row], now=clock(), revision=catalog.next_revision(connection))
+        connection.execute(
+            item_history.update()
+            .where(item_history.c.until_revision == catalog.current_revision(connection))
+            .values(replaced_at=clock())
+        )
+
+
+def earlier_titles(database: Database) -> list[str]:
+    with database.read() as connection:
+        return list(connection.scalars(sa.select(item_history.c.title).order_by(item_history.c.revision)))
+
+
+def train(database: Database, clock: SetClock, settings: Settings, name: str) -> None:
+    """A window with an event of this name, trained now."""
+    write(database, clock, name)
+    seal(database, clock, settings)
+    with database.write() as connection:
+        latest = sa.select(sa.func.max(windows.c.window_id)).scalar_subquery()
+        connection.execute(windows.update().where(windows.c.window_id == latest).values(started_at=clock()))
+
+
+def test_what_items_were_stays_while_events_stay_that_were_trained_on_it(
+    database: Database, clock: SetClock, settings: Settings
+) -> None:
+    """Events stay for ever, or longer than the retention says: on PostgreSQL by the time of a partition."""
+    slow = settings.model_copy(update={"event_retention": None, "recommendation_retention": 2 * DAY})
+    for title in ("before any window", "in the window", "now"):
+        rename(database, clock, title)
+        clock.advance(days=1)
+        if title == "before any window":
+            train(database, clock, settings, "e")
+            clock.advance(days=1)
+    clock.advance(days=20)
+    assert not remove_old(database, clock, slow)
+    assert earlier_titles(database) == ["before any window", "in the window"]
+
+    removed = remove_old(database, clock, settings)
+    if database.dialect == "postgresql":
+        assert (removed.events, earlier_titles(database)) == (0, ["before any window", "in the window"])
+        clock.advance(days=30)
+        removed = remove_old(database, clock, settings)
+    assert (removed.events, removed.items, earlier_titles(database)) == (1, 2, [])
+
+
+def test_what_items_were_before_all_that_stays_goes(database: Database, clock: SetClock, settings: Settings) -> None:
+    rename(database, clock, "first")
+    clock.advance(days=1)
+    rename(database, clock, "second")
+    clock.advance(days=1)
+    train(database, clock, settings, "e")
+    clock.advance(days=1)
+    rename(database, clock, "third")
+    clock.advance(days=9)
+    assert remove_old(database, clock, settings.model_copy(update={"event_retention": 10 * DAY})).items == 1
+    assert earlier_titles(database) == ["second"]
 
 
 def test_more_events_than_a_batch_leave_altogether(database: Database, clock: SetClock, settings: Settings) -> None:

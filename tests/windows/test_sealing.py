@@ -1,11 +1,6 @@
-"""Each acknowledged event is in exactly one window, however writers and sealers interleave."""
+"""The open window is closed by age, by count and by hand; tests/chaos/test_windows.py does it under fire."""
 
-import random
-import subprocess
-import sys
-import threading
-import time
-from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +10,8 @@ from service.adapters.repository import NewBase
 from service.adapters.service import read_registry
 from service.audit.tables import audit_log
 from service.errors import Conflict, StoreUnavailable
-from service.events.partitions import WIDTH
+from service.events.service import ingest
+from service.events.tables import events
 from service.kit.db import Database
 from service.settings import Settings
 from service.windows import service
@@ -24,7 +20,7 @@ from service.windows.states import SealedBecause, WindowState
 from tests import worlds
 from tests.adapters.tiny import EARLIER, Shelf
 from tests.conftest import SetClock
-from tests.windows.streams import NOON, all_sequences, insert_events, write_events
+from tests.windows.streams import NOON, insert_events, write_events
 
 
 @pytest.fixture
@@ -82,6 +78,35 @@ def test_a_window_is_due_by_age_then_by_count(database: Database, clock: SetCloc
     assert service.due(database, clock, settings) is SealedBecause.COUNT
 
 
+def test_an_event_of_long_ago_goes_into_the_open_window_and_a_sealed_one_never_changes(
+    database: Database, clock: SetClock, settings: Settings
+) -> None:
+    old = [worlds.event(f"e{n}", "u", "i", clock() + timedelta(minutes=n)) for n in range(4)]
+    worlds.send(database, clock, old)
+    sealed = service.seal(database, clock, settings, SealedBecause.MANUAL)
+    assert sealed is not None
+    held = held_in(database, sealed)
+
+    clock.advance(hours=2)
+    late = [worlds.event(f"late{n}", "u", "i", clock() - timedelta(days=400 * n, hours=3)) for n in range(3)]
+    worlds.send(database, clock, late)
+    again = ingest(database, [*old, *late], clock=clock, clock_tolerance=settings.clock_tolerance)
+    following = service.seal(database, clock, settings, SealedBecause.MANUAL)
+
+    assert (again.accepted, again.duplicates) == (0, 7)
+    assert following is not None
+    assert held_in(database, sealed) == held == {f"e{n}" for n in range(4)}
+    assert held_in(database, following) == {f"late{n}" for n in range(3)}
+    assert windows_of(database, settings) == [sealed, following]
+
+
+def held_in(database: Database, window: Window) -> set[str]:
+    """The identifiers of a window's events."""
+    within = sa.and_(events.c.seq > window.after_seq, events.c.seq <= window.through_seq)
+    with database.read() as connection:
+        return set(connection.scalars(sa.select(events.c.event_id).where(within)))
+
+
 def test_closing_by_hand_is_audited_and_refused_when_there_is_nothing(
     database: Database, clock: SetClock, settings: Settings
 ) -> None:
@@ -128,141 +153,6 @@ def test_a_base_comes_with_its_first_adapter_and_what_runs_first_is_part_of_it(
     for _ in range(2):  # a build that is repeated gives the same again
         done = service.install_base(database, clock, base, through_seq=0, actor="cli", adapter=adapter)
         assert done.to_version == adapter.adapter_version
-
-
-@pytest.mark.timeout(120)
-def test_no_event_is_lost_or_doubled_between_writers_and_sealers(
-    database: Database, clock: SetClock, settings: Settings
-) -> None:
-    """4 writers commit 300 events each, out of order; 2 sealers cut windows all the while."""
-    acknowledged: list[int] = []
-    lock, done = threading.Lock(), threading.Event()
-
-    def write(seed: int) -> None:
-        draw, left = random.Random(seed), 300
-        while left:
-            count = min(left, draw.randint(1, 12))
-            with database.write() as connection:
-                sequences = insert_events(connection, count)
-                time.sleep(draw.random() * 0.004)  # numbers are taken, the commit comes later
-            with lock:
-                acknowledged.extend(sequences)
-            left -= count
-            time.sleep(draw.random() * 0.004)  # SQLite's lock is not fair: leave the sealers a turn
-
-    def keep_sealing(because: SealedBecause) -> None:
-        while not done.is_set():
-            try:
-                service.seal(database, clock, settings, because)
-            except StoreUnavailable:
-                continue  # a writer was slow: try again, as the updater does
-            time.sleep(0.001)
-
-    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
-    sealers = [threading.Thread(target=keep_sealing, args=(b,)) for b in (SealedBecause.COUNT, SealedBecause.MANUAL)]
-    for thread in [*sealers, *writers]:
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    for thread in sealers:
-        thread.join()
-    service.seal(database, clock, settings, SealedBecause.MANUAL)
-
-    found = windows_of(database, settings)
-    assert len(found) >= 3
-    ends = [0] + [window.through_seq for window in found]
-    assert [window.after_seq for window in found] == ends[:-1]
-    stored = all_sequences(database)
-    in_windows = [[s for s in stored if w.after_seq < s <= w.through_seq] for w in found]
-    assert [len(part) for part in in_windows] == [window.events for window in found]
-    assert sorted(acknowledged) == [s for part in in_windows for s in part]
-
-
-WRITER = """
-import random, sys, time
-from service.kit.db import Database
-from service.events import repository
-from tests.windows.streams import NOON
-
-url, name, seed, left = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-draw, database = random.Random(seed), Database(url)
-while left:
-    count = min(left, draw.randint(1, 12))
-    rows = [
-        {"event_id": f"{name}-{left - n}", "body_hash": "0" * 64, "user_id": name, "item_id": "i", "event_type": "view",
-         "occurred_at": NOON, "received_at": NOON, "value": None, "recommendation_id": None, "position": None,
-         "properties": None}
-        for n in range(count)
-    ]
-    with database.write() as connection:
-        repository.insert_new(connection, rows)
-        time.sleep(draw.random() * 0.02)  # numbers are taken, the commit comes later
-    print(*(row["event_id"] for row in rows), flush=True)  # acknowledged
-    left -= count
-"""
-
-
-@pytest.mark.timeout(180)
-def test_processes_that_write_out_of_order_over_a_partitions_edge_lose_and_double_nothing(
-    database: Database, clock: SetClock, settings: Settings
-) -> None:
-    """RELIABILITY 4, small: 4 writer processes, one of them killed, and 2 sealers; windows and acknowledged agree."""
-    if database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
-    with database.write() as connection:
-        connection.execute(sa.text("SELECT setval('events_seq_seq', :seq)"), {"seq": WIDTH - 300})
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    done = threading.Event()
-
-    def keep_sealing(because: SealedBecause) -> None:
-        while not done.is_set():
-            try:
-                service.seal(database, clock, settings, because)
-            except StoreUnavailable:
-                continue
-
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", WRITER, url, f"w{seed}", str(seed), "100000" if seed == 3 else "250"],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for seed in range(4)
-        ]
-        reasons = (SealedBecause.COUNT, SealedBecause.MANUAL)
-        sealers = [threading.Thread(target=keep_sealing, args=(because,)) for because in reasons]
-        for thread in sealers:
-            thread.start()
-        said = [writer.communicate()[0] for writer in writers[:3]]
-        writers[3].kill()
-        said.append(writers[3].communicate()[0])
-        done.set()
-        for thread in sealers:
-            thread.join()
-    assert [writer.returncode for writer in writers[:3]] == [0, 0, 0]
-    worlds.eventually(lambda: service.horizon(database) > 0, 10)  # the killed writer's transaction has ended
-    service.seal(database, clock, settings, SealedBecause.MANUAL)
-
-    # What the killed one had written in half a line was not acknowledged; what it had not said may be stored.
-    acknowledged = [one for text in said for line in text.splitlines(True) if line[-1:] == "\n" for one in line.split()]
-    found = windows_of(database, settings)
-    ends = [0] + [window.through_seq for window in found]
-    assert [window.after_seq for window in found] == ends[:-1]
-    with database.read() as connection:
-        stored = {one: seq for one, seq in connection.execute(sa.text("SELECT event_id, seq FROM events"))}
-    in_windows = [sum(w.after_seq < seq <= w.through_seq for seq in stored.values()) for w in found]
-    assert in_windows == [window.events for window in found]
-    assert sum(in_windows) == len(stored)
-    assert len(set(acknowledged)) == len(acknowledged) >= 750
-    assert set(acknowledged) <= stored.keys()
-    assert {name for name in stored if not name.startswith("w3")} == {
-        name for name in acknowledged if not name.startswith("w3")
-    }
-    assert min(stored.values()) <= WIDTH < max(stored.values())
 
 
 @pytest.mark.timeout(60)

@@ -14,6 +14,7 @@ from service.windows.states import (
     WindowState,
     allowed,
     due,
+    next_attempt,
     settled,
 )
 
@@ -23,6 +24,7 @@ WRITTEN_DOWN = {
     (S.SEALED, S.SKIPPED),
     (S.TRAINING, S.TRAINING),
     (S.TRAINING, S.PROMOTED),
+    (S.TRAINING, S.CANARY),
     (S.TRAINING, S.REFUSED),
     (S.TRAINING, S.NO_CHANGE),
     (S.TRAINING, S.SKIPPED),
@@ -50,6 +52,21 @@ def test_a_failure_is_settled_once_its_attempts_are_used_up(state: WindowState, 
 
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("state", list(S))
+@pytest.mark.parametrize(("attempts", "minutes"), [(1, 1), (2, 2), (3, 4), (4, None)])
+def test_a_failed_window_waits_twice_as_long_each_time_until_it_is_given_up(
+    state: WindowState, attempts: int, minutes: int | None
+) -> None:
+    found = next_attempt(state, attempts, NOON, limit=4, pause=timedelta(minutes=1))
+    wanted = None if minutes is None or state is not S.FAILED else NOON + timedelta(minutes=minutes)
+    assert found == wanted
+
+
+def test_no_pause_is_longer_than_an_hour_unless_the_first_is() -> None:
+    for pause, longest in ((timedelta(seconds=30), timedelta(hours=1)), (timedelta(hours=2), timedelta(hours=2))):
+        assert next_attempt(S.FAILED, 999_999, NOON, limit=10**6, pause=pause) == NOON + longest
 
 
 @pytest.mark.parametrize(

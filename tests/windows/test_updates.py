@@ -1,25 +1,32 @@
 """A window is worked on in order, under a lease, and has one outcome."""
 
+import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from service.adapters import garbage
 from service.adapters import service as adapters
 from service.adapters.moves import MoveRequest
 from service.adapters.states import AdapterState
 from service.errors import ArtifactError, Conflict, LeaseLost, NotFound, PreconditionFailed
 from service.kit import leases
+from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.kit.leases import Lease
 from service.settings import Settings
+from service.telemetry import WINDOWS_GIVEN_UP
 from service.windows import service
 from service.windows.repository import Evaluation, Window
 from service.windows.service import UPDATER_LEASE, Outcome
 from service.windows.states import SealedBecause, WindowState
 from tests.adapters.tiny import Shelf
 from tests.conftest import SetClock
+from tests.leases import run_out
 from tests.windows.streams import write_events
+from tests.worlds import row_counts
 
 CANDIDATE = Evaluation("candidate", 20, 0.2, 0.3, 0.1, 0.15)
 INCUMBENT = Evaluation("incumbent", 20, 0.1, 0.2, 0.05, 0.1)
@@ -27,12 +34,12 @@ INCUMBENT = Evaluation("incumbent", 20, 0.1, 0.2, 0.05, 0.1)
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path, database_url=database_url, window_attempts=2)
+    return Settings(home=tmp_path, database_url=database_url, window_attempts=2, window_retry_pause=timedelta(0))
 
 
-def lease_for(database: Database, clock: SetClock, owner: str = "updater-1") -> Lease:
+def lease_for(database: Database, owner: str = "updater-1") -> Lease:
     with database.write() as connection:
-        lease = leases.acquire(connection, UPDATER_LEASE, owner, clock(), timedelta(seconds=30))
+        lease = leases.acquire(connection, UPDATER_LEASE, owner, timedelta(seconds=30))
     assert lease is not None
     return lease
 
@@ -45,8 +52,8 @@ def sealed(database: Database, clock: SetClock, settings: Settings) -> Window:
 
 
 @pytest.fixture
-def lease(database: Database, clock: SetClock) -> Lease:
-    return lease_for(database, clock)
+def lease(database: Database) -> Lease:
+    return lease_for(database)
 
 
 def claim(shelf: Shelf, settings: Settings, lease: Lease) -> Window:
@@ -222,32 +229,128 @@ def test_windows_are_claimed_strictly_in_order(shelf: Shelf, settings: Settings,
 def test_a_lost_updaters_window_is_taken_over_and_its_late_writes_are_refused(
     shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
 ) -> None:
+    """It can neither register, promote, fail, seal nor collect garbage."""
+    base = shelf.active_base()
     sealed(shelf.database, clock, settings)
     window = claim(shelf, settings, lease)
-    clock.advance(seconds=31)
-    successor = lease_for(shelf.database, clock, "updater-2")
+    run_out(shelf.database)
+    successor = lease_for(shelf.database, "updater-2")
     again = claim(shelf, settings, successor)
     assert (again.window_id, again.attempts, again.lease_fence) == (window.window_id, 2, successor.fence)
-    late = [
+    write_events(shelf.database, 5)
+    published = shelf.candidate(base, 0.5, window.window_id)
+    leftover = shelf.artifacts.root / "adapters" / published.adapter_version
+    os.utime(leftover / "manifest.json", (0, 0))
+
+    def collect(leftovers: bool) -> object:
+        return garbage.collect(
+            shelf.database,
+            clock,
+            shelf.artifacts,
+            keep=1,
+            grace=timedelta(minutes=10),
+            attempts=3,
+            actor="updater",
+            lease=lease,
+            leftovers=leftovers,
+        )
+
+    before = row_counts(shelf.database)
+    late: list[Callable[[], object]] = [
         lambda: conclude(shelf, window, lease, Outcome(WindowState.NO_CHANGE)),
+        lambda: conclude(shelf, window, lease, promoted(shelf, window)),
+        lambda: conclude(shelf, window, lease, Outcome(WindowState.REFUSED, "worse", published)),
         lambda: service.fail(shelf.database, clock, settings, window.window_id, lease, "late"),
-        lambda: service.report_steps(shelf.database, clock, window.window_id, lease, []),
+        lambda: service.report_steps(shelf.database, window.window_id, lease, []),
         lambda: service.record_evaluation(shelf.database, clock, window.window_id, lease, CANDIDATE),
         lambda: service.claim(shelf.database, clock, settings, lease),
+        lambda: service.seal(shelf.database, clock, settings, SealedBecause.AGE, lease=lease),
+        lambda: collect(leftovers=False),
+        lambda: collect(leftovers=True),
     ]
     for write in late:
         with pytest.raises(LeaseLost):
             write()
-    conclude(shelf, again, successor, Outcome(WindowState.NO_CHANGE))
+    assert row_counts(shelf.database) == before
+    assert leftover.exists()
+    assert adapters.read_registry(shelf.database).pointer.revision == 1
+    assert service.seal(shelf.database, clock, settings, SealedBecause.AGE, lease=successor) is not None
+    conclude(shelf, again, successor, promoted(shelf, again))
+
+
+def test_a_collection_that_loses_its_lease_half_way_leaves_what_is_not_registered(
+    shelf: Shelf, lease: Lease, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shelf.active_base()
+    published = shelf.candidate(base, 0.5)
+    leftover = shelf.artifacts.root / "adapters" / published.adapter_version
+    os.utime(leftover / "manifest.json", (0, 0))
+    clock.now = utc_now()
+
+    def lose(_: object) -> None:
+        run_out(shelf.database)
+
+    monkeypatch.setattr(garbage, "crash_point", lose)  # after the marks
+    with pytest.raises(LeaseLost):
+        garbage.collect(
+            shelf.database,
+            clock,
+            shelf.artifacts,
+            keep=1,
+            grace=timedelta(minutes=10),
+            attempts=3,
+            actor="updater",
+            lease=lease,
+        )
+    assert leftover.exists()
+
+
+def test_a_failed_window_waits_and_holds_later_ones_up_until_it_is_given_up(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
+) -> None:
+    settings = settings.model_copy(update={"window_retry_pause": timedelta(seconds=30), "window_attempts": 3})
+    first, second = (sealed(shelf.database, clock, settings) for _ in range(2))
+    for wait in (30, 60):
+        assert claim(shelf, settings, lease).window_id == first.window_id
+        service.fail(shelf.database, clock, settings, first.window_id, lease, "the disk is full")
+        failed = service.read_window(shelf.database, first.window_id)
+        assert service.next_attempt_of(failed, settings) == clock() + timedelta(seconds=wait)
+        clock.advance(seconds=wait - 1)
+        assert service.claim(shelf.database, clock, settings, lease) is None
+        clock.advance(seconds=1)
+    assert claim(shelf, settings, lease).attempts == 3
+    given_up = WINDOWS_GIVEN_UP._value.get()
+    service.fail(shelf.database, clock, settings, first.window_id, lease, "the disk is full")
+    assert WINDOWS_GIVEN_UP._value.get() == given_up + 1
+    assert service.next_attempt_of(service.read_window(shelf.database, first.window_id), settings) is None
+    assert claim(shelf, settings, lease).window_id == second.window_id
+
+
+def test_nobody_waits_by_hand_or_for_a_clock_that_was_set_back(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
+) -> None:
+    settings = settings.model_copy(update={"window_retry_pause": timedelta(hours=2), "window_attempts": 9})
+    window = sealed(shelf.database, clock, settings)
+
+    def fail() -> None:
+        assert service.fail(shelf.database, clock, settings, window.window_id, lease, "the disk is full")
+
+    claim(shelf, settings, lease)
+    fail()
+    assert service.claim(shelf.database, clock, settings, lease) is None
+    assert service.claim(shelf.database, clock, settings, lease, at_once=True) is not None
+    fail()
+    clock.advance(hours=-1)
+    assert service.claim(shelf.database, clock, settings, lease) is not None
 
 
 def test_a_window_that_kills_its_updaters_is_given_up(shelf: Shelf, settings: Settings, clock: SetClock) -> None:
     deadly, healthy = (sealed(shelf.database, clock, settings) for _ in range(2))
     for attempt in range(2):
-        window = claim(shelf, settings, lease_for(shelf.database, clock, f"updater-{attempt}"))
+        window = claim(shelf, settings, lease_for(shelf.database, f"updater-{attempt}"))
         assert window.window_id == deadly.window_id
-        clock.advance(seconds=31)
-    assert claim(shelf, settings, lease_for(shelf.database, clock, "updater-3")).window_id == healthy.window_id
+        run_out(shelf.database)
+    assert claim(shelf, settings, lease_for(shelf.database, "updater-3")).window_id == healthy.window_id
     given_up = service.read_window(shelf.database, deadly.window_id)
     assert (given_up.state, given_up.attempts) == (WindowState.FAILED, 2)
     assert "lost" in (given_up.reason or "")
@@ -258,7 +361,7 @@ def test_steps_and_evaluations_show_while_a_window_trains(
 ) -> None:
     sealed(shelf.database, clock, settings)
     window = claim(shelf, settings, lease)
-    service.report_steps(shelf.database, clock, window.window_id, lease, [{"step": "examples", "seconds": 0.5}])
+    service.report_steps(shelf.database, window.window_id, lease, [{"step": "examples", "seconds": 0.5}])
     for evaluation in (INCUMBENT, CANDIDATE, INCUMBENT):
         service.record_evaluation(shelf.database, clock, window.window_id, lease, evaluation)
     shown = service.read_window(shelf.database, window.window_id)

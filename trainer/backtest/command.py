@@ -1,6 +1,5 @@
 """`adaptide backtest`: the paper's protocol on anyone's data."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from service.cli import Json, print_json
 from service.errors import InvalidRequest
+from service.kit.machine import cores
 from service.settings import GroupBy, load_settings
 from service.telemetry import configure_logging
 from trainer.backtest.splits import Split
@@ -108,7 +108,7 @@ def backtest(
         settings,
         plan,
         out.expanduser().resolve(),
-        workers or (1 if settings.device == "cuda" else os.cpu_count() or 1),
+        workers or (1 if settings.device == "cuda" else cores()),
         " ".join(["adaptide", *map(shlex.quote, sys.argv[1:])]),
         "ready blocks" if blocks else split.value,
         bases.expanduser().resolve() if bases else None,

@@ -1,4 +1,4 @@
-"""Who a method helps: how far each scored user drifted in a block, and how much of their past is known."""
+"""Who a method helps: how far each scored user drifted in a block, how much of their past is known, and what is new."""
 
 from typing import Any
 
@@ -11,15 +11,17 @@ from trainer.backtest.work import Blocks
 
 
 def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
-    """Per increment ("2" ..): users, drift and history, in order of its test cases.
+    """Per increment ("2" ..): users, drift, history and new_items, in order of its test cases.
 
     drift: Jensen-Shannon distance (base 2, 0 to 1) between the first-level codes of what a user took before the block
-    and in it; None without a past. history: how many interactions a user had before the block.
+    and in it; None without a past. history: how many interactions a user had before the block. new_items: whether
+    nobody had taken the test item before the block.
     """
     found = {}
     for t in range(1, len(blocks)):
         own = {stream.user_id: stream for stream in streams(blocks.data, t)}
-        tested = [own[case.user_id] for case in blocks.test(t)]
+        cases, popularity = blocks.test(t), blocks.popularity(t)
+        tested = [own[case.user_id] for case in cases]
         found[str(t + 1)] = {
             "users": [stream.user_id for stream in tested],
             "drift": [
@@ -27,6 +29,7 @@ def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
                 for stream in tested
             ],
             "history": [len(stream.earlier) for stream in tested],
+            "new_items": [bool(popularity[case.target] == 0) for case in cases],
         }
     return found
 

@@ -17,6 +17,7 @@ import torch
 
 from service.errors import AdaptideError, Conflict
 from service.generation.backbone import pick_device
+from service.kit.machine import cores
 from service.settings import Settings
 from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, take_base
 from trainer.backtest.data import BacktestData, check_scorable
@@ -77,7 +78,7 @@ class Backtest:
             },
             "settings": {**_common(self.settings), "recipe": asdict(self.recipe)},
             "machine": {
-                "cores": os.cpu_count(),
+                "cores": cores(),
                 "workers": self.workers,
                 "device": pick_device(self.settings.device).type,
                 "torch": torch.__version__,
@@ -141,7 +142,7 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         self._report = report
         self._news: multiprocessing.Queue[tuple[str, float]] = context.Queue()
-        threads = max(1, (os.cpu_count() or 1) // backtest.workers)
+        threads = max(1, cores() // backtest.workers)
         self._executor = ProcessPoolExecutor(
             backtest.workers, context, _begin, (backtest, threads, self._news, os.getpid())
         )

@@ -15,7 +15,7 @@ from service.errors import DatasetError, InvalidRequest
 from trainer.backtest.data import BacktestData, Block
 from trainer.backtest.splits import Split, chronological, user_disjoint
 from trainer.datasets import DatasetItem, identifier_of, placed, read_interactions, read_items
-from trainer.tabular import Format, Table
+from trainer.formats import Format, Table, open_table
 
 SEMANTIC_ID_COLUMNS = ("sid_a", "sid_b", "sid_c", "sid_d")
 _CODE = re.compile(r"(?:<([a-d])_)?(\d{1,9})(>)?", re.ASCII)
@@ -99,9 +99,9 @@ def from_blocks(blocks_path: Path, semantic_ids_path: Path) -> BacktestData:
 def table_at(path: Path) -> Table:
     """A table whose format is read off its name. Raises DatasetError for another ending."""
     if path.name.endswith(".parquet"):
-        return Table(path, Format.PARQUET)
+        return open_table(path, Format.PARQUET)
     if path.name.endswith((".csv", ".csv.gz")):
-        return Table(path, Format.CSV)
+        return open_table(path, Format.CSV)
     raise DatasetError(f"{path} ends in none of .csv, .csv.gz, .parquet; rename or convert it")
 
 

@@ -1,4 +1,4 @@
-"""Raw results of a backtest's tasks -> results.json: means, gains with intervals, forgetting, groups. Pure."""
+"""Raw results of a backtest's tasks -> results.json, pure; over 300 lines, for each table reads the same entries."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,23 +275,44 @@ def _matrix(entry: Entry, blocks: int) -> Float64:
 
 
 def _groups(groups: Mapping[str, Any], entries: Sequence[Entry], against: Sequence[Entry | None]) -> dict[str, Any]:
-    """Per half of the users (by the block's median) each entry's NDCG@10 gain over single evolving LoRA.
+    """Per group of users each entry's NDCG@10 gain over single evolving LoRA, and its own means.
 
-    A variant is called by its method and what it changes: `peso, ratio 0.1`.
+    Halves by the block's median; users that are new in the block or known from before; those whose test item is new or
+    known. A variant is called by its method and what it changes: `peso, ratio 0.1`.
     """
     pairs = [(e, b) for e, b in zip(entries, against, strict=True) if b is not None and e is not b]
-    masks: dict[str, dict[int, np.ndarray]] = {"drifted": {}, "steady": {}, "long history": {}, "short history": {}}
-    for block, own in groups.items():
-        for names, key in ((("drifted", "steady"), "drift"), (("long history", "short history"), "history")):
-            for name, mask in zip(names, halves(own[key]), strict=True):
-                masks[name][int(block)] = mask
-    if not groups or not pairs:
+    if not groups or not entries:
         return {}
     found: dict[str, Any] = {}
-    for name, own_masks in masks.items():
-        gains = zip(pairs, _gains(pairs, own_masks), strict=True)
+    for name, masks in _masks(groups).items():
+        gains = zip(pairs, _gains(pairs, masks), strict=True)
         found[name] = {
-            "users": {str(block): int(mask.sum()) for block, mask in own_masks.items()},
+            "users": {str(block): int(mask.sum()) for block, mask in masks.items()},
             "gains": {entry.name: _gain_json(gain, NDCG_10) for (entry, _), gain in gains},
+            "metrics": {entry.name: _group_means(entry, masks) for entry in entries},
         }
     return found
+
+
+def _masks(groups: Mapping[str, Any]) -> dict[str, dict[int, np.ndarray]]:
+    """Group -> block -> bool [users]."""
+    names = ("drifted", "steady", "long history", "short history", "new users", "known users")
+    masks: dict[str, dict[int, np.ndarray]] = {name: {} for name in (*names, "new items", "known items")}
+    for block, own in groups.items():
+        new = np.array(own["history"]) == 0
+        found = [*halves(own["drift"]), *halves(own["history"]), new, ~new]
+        if "new_items" in own:  # results of an earlier version lack it
+            unseen = np.array(own["new_items"], dtype=np.bool_)
+            found += [unseen, ~unseen]
+        for name, mask in zip(masks, found, strict=False):
+            masks[name][int(block)] = mask
+    return {name: own for name, own in masks.items() if own}
+
+
+def _group_means(entry: Entry, masks: Mapping[int, np.ndarray]) -> dict[str, float] | None:
+    """Of the blocks in which the group has users, seeds averaged; None where there are none."""
+    blocks = [b for b, mask in masks.items() if mask.any() and entry.seeds_of(b)]
+    if not blocks:
+        return None
+    means = mean_over_blocks([entry.seed_mean(b, entry.seeds_of(b))[masks[b]] for b in blocks])
+    return dict(zip(METRICS, means.tolist(), strict=True))

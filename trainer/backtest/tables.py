@@ -213,7 +213,8 @@ def _groups(results: Mapping[str, Any]) -> Table:
     note = (
         "NDCG@10 against single evolving LoRA. Drifted: the first codes of what a user took in the block lie further "
         "from those before it (Jensen-Shannon distance) than the median user's; long: more interactions before the "
-        "block than the median user's."
+        "block than the median user's. New users did nothing before the block; new items are test items that "
+        "nobody had taken before it."
     )
     return Table("groups", "Who gains", ("Method", *(name.capitalize() for name in groups)), rows, note)
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.fit import Penalty
@@ -26,9 +29,25 @@ class Adapter:
     method: str
     state: State = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, NDArray[np.float32]],
+        config: Mapping[str, Any],
+        method: str,
+        state: Mapping[str, NDArray[np.float32]],
+    ) -> "Adapter":
+        """From a verified artifact's tensors, its adapter_config.json, and what was read of its state."""
+        scale = config["lora_alpha"] / config["r"]
+        return cls(_tensors(tensors), scale, method, _tensors(state))
+
     @property
     def rank(self) -> int:
         return rank_of(self.tensors)
+
+
+def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -185,6 +185,29 @@ def test_groups_are_halves_of_each_blocks_users() -> None:
     assert found["short history"]["gains"]["peso"]["difference"] == pytest.approx((0.5 + 0.0) / 2)
 
 
+def test_new_users_and_new_items_are_measured_apart_from_those_that_are_known() -> None:
+    users = [f"u{i}" for i in range(4)]
+    same = {"users": users, "drift": [None, 0.1, 0.2, None]}
+    groups = {
+        "2": same | {"history": [0, 3, 4, 0], "new_items": [True, True, False, False]},
+        "3": same | {"history": [2, 3, 4, 5], "new_items": [False, False, False, True]},
+    }
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [0, 0, 0, 0], 3: [0, 0, 0, 0]}),
+            task("peso", 0, {2: [1, 0, 0, 3], 3: [1, 1, 0, 3]}),
+            groups=groups,
+        )
+    )["groups"]
+    assert found["new users"]["users"] == {"2": 2, "3": 0}
+    assert found["new users"]["metrics"]["peso"]["ndcg@10"] == pytest.approx((1 + THIRD) / 2)  # of block 2 alone
+    assert found["known users"]["metrics"]["peso"]["ndcg@10"] == pytest.approx((0 + (1 + 1 + 0 + THIRD) / 4) / 2)
+    assert found["new items"]["metrics"]["peso"]["hit@5"] == pytest.approx((0.5 + 1) / 2)
+    assert found["known items"]["metrics"]["peso"]["hit@5"] == pytest.approx((0.5 + 2 / 3) / 2)
+    assert found["new users"]["gains"]["peso"]["difference"] == pytest.approx((1 + THIRD) / 2)
+    assert found["new items"]["metrics"]["single-evolving"]["ndcg@10"] == 0
+
+
 def test_tasks_on_other_users_are_not_compared() -> None:
     other = task("peso", 0, {2: [1, 0], 3: [1]})
     with pytest.raises(DatasetError, match="peso, seed 0, block 2 was scored on other users"):

@@ -1,0 +1,113 @@
+"""What uvicorn's protocol lacks: who waits too long goes, and goes first when room is needed."""
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi import FastAPI, Request
+
+from service.http import protocol
+from service.http.body_limit import BodyLimitMiddleware
+from service.http.protocol import PatientProtocol, connection_limit
+from tests.serving import InThread
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[InThread]:
+    """An application that answers and reads bodies; heads and bodies have a quarter of a second."""
+    monkeypatch.setattr(protocol, "HEAD_S", 0.25)
+    app = FastAPI()
+    app.get("/health")(lambda: "fine")
+
+    @app.post("/body")
+    async def body(request: Request) -> int:
+        return len(await request.body())
+
+    @app.post("/unread")
+    async def unread() -> str:
+        return "no need to"
+
+    app.add_middleware(BodyLimitMiddleware, limit=1000, seconds=0.25)
+    made = InThread(app)
+    made.start()
+    yield made
+    made.stop()
+
+
+def connected(server: InThread, sent: bytes = b"") -> socket.socket:
+    where = urlsplit(server.url)
+    made = socket.create_connection((where.hostname or "", where.port or 0), timeout=60)
+    made.sendall(sent)
+    return made
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with connection:
+        try:
+            while data := connection.recv(65_536):
+                received += data
+        except ConnectionResetError:
+            pass
+    return received
+
+
+@pytest.mark.parametrize(
+    ("sent", "reply"),
+    [
+        (b"", b""),
+        (b"\r\n", b""),
+        (b"GET /hea", b"HTTP/1.1 408"),
+        (HEAD, b"HTTP/1.1 408"),
+        (HEAD + b"x: " + b"y" * 70_000, b"HTTP/1.1 408"),  # below two reads the parser's bound is not reached
+        (b"POST /body HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc", b"HTTP/1.1 408"),
+        (b"POST /body HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"HTTP/1.1 408"),
+    ],
+)
+def test_what_is_never_whole_ends(server: InThread, sent: bytes, reply: bytes) -> None:
+    found = until_closed(connected(server, sent))
+    assert found.startswith(reply) or found.startswith(b"HTTP/1.1 431")
+    assert bool(found) == bool(reply)
+
+
+def test_the_rest_of_a_body_that_nobody_read_may_not_be_dragged_out(server: InThread) -> None:
+    with connected(server, b"POST /unread HTTP/1.1\r\nContent-Length: 900\r\n\r\na") as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"b")
+        assert until_closed(connection) == b""
+
+
+def test_whoever_is_answered_may_ask_again_over_the_same_connection(server: InThread) -> None:
+    with connected(server) as connection:
+        for _ in range(3):
+            connection.sendall(HEAD + b"\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        connection.sendall(HEAD * 1 + b"\r\n" + HEAD + b"\r\n")
+        received = b""
+        while received.count(b"fine") < 2:
+            received += connection.recv(65_536)
+
+
+def test_the_longest_waiting_connection_makes_room_for_a_new_one(
+    server: InThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 60.0)
+    monkeypatch.setattr(PatientProtocol, "limit", 10)
+    waiting = [connected(server, b"GET /") for _ in range(10)]
+    others = [connected(server, HEAD + b"\r\n") for _ in range(3)]
+    for connection in others:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+    assert [until_closed(connection) for connection in waiting[:3]] == [b""] * 3
+    waiting[-1].sendall(b"health HTTP/1.1\r\n\r\n")
+    assert waiting[-1].recv(65_536).startswith(b"HTTP/1.1 200")
+    for connection in waiting + others:
+        connection.close()
+
+
+def test_room_is_left_for_what_else_needs_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, limit in ((1024, 768), (100, 64), (-1, 8192), (2**20, 8192)):
+        monkeypatch.setattr(protocol.resource, "getrlimit", lambda _kind, soft=soft: (soft, soft))
+        assert connection_limit() == limit
