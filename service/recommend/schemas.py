@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from service.kit.fields import Identifier
 from service.settings import FilterMode
@@ -67,9 +67,9 @@ class RecommendationRequest(BaseModel):
     history: Annotated[list[Identifier], Field(max_length=200)] | None = Field(
         default=None, description="Item ids, oldest first; taken instead of the stored history of user_id."
     )
-    limit: Annotated[int, Field(ge=1, le=100)] = 10
+    limit: Annotated[int, Field(ge=1, le=100, strict=True)] = 10
     exclude_item_ids: Annotated[list[Identifier], Field(max_length=500)] = []
-    include_seen: bool = False
+    include_seen: StrictBool = False
     filters: Filters = Filters()
     filter_mode: FilterMode | None = Field(
         default=None,
@@ -87,7 +87,7 @@ class RecommendationRequest(BaseModel):
         description="Share of the list that goes to cold items, those with few interactions so far. Default: "
         "ADAPTIDE_EXPLORATION_SHARE.",
     )
-    explain: bool = False
+    explain: StrictBool = False
 
     @property
     def is_plain(self) -> bool:

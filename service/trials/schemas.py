@@ -1,9 +1,9 @@
 """Trials as they are asked for and sent."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from service.adapters.schemas import Reason
 from service.trials.judging import TrialReport
@@ -11,6 +11,13 @@ from service.trials.repository import TrialRow
 from service.trials.states import Deed, EndReason, Kind
 
 Version = Annotated[str, StringConstraints(strict=True, pattern="^a[0-9]{6,9}-[0-9a-f]{12}$")]
+
+
+def _no_number(value: Any) -> Any:
+    """The document names times as text alone, and pydantic takes seconds too."""
+    if not isinstance(value, str | datetime):
+        raise ValueError("a date and time with its offset is needed, such as 2026-03-01T12:00:00Z")
+    return value
 
 
 class TrialRequest(BaseModel):
@@ -22,9 +29,9 @@ class TrialRequest(BaseModel):
     adapter_version: Version
     kind: Kind
     """shadow: it ranks what was answered, and nobody sees it. canary: it answers a share of the users."""
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    share: Annotated[float, Field(gt=0, le=1, strict=True)]
     """Of users, picked by a hash of their id; the same ones on every replica."""
-    ends_at: AwareDatetime | None = None
+    ends_at: Annotated[AwareDatetime, BeforeValidator(_no_number)] | None = None
     """When it ends by itself; null: when somebody ends it."""
     reason: Reason | None = None
 

@@ -57,9 +57,12 @@ def test_one_is_started_changed_and_ended(admin: TestClient, shelf: Shelf) -> No
     [
         {"share": 0},
         {"share": 1.01},
+        {"share": True},
+        {"share": "0.1"},
         {"kind": "both"},
         {"adapter_version": "base"},
         {"ends_at": "2026-03-01T12:00:00"},
+        {"ends_at": 1772366400},
         {"salt": "mine"},
     ],
 )
