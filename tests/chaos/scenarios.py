@@ -1,8 +1,8 @@
 """The twenty-six scenarios that have to hold, and how large a test of one is.
 
 `make test` runs each at a size that a small machine bears; `make chaos` at the size that the scenario names. What may
-not happen is asserted in both. Bounds on time hold at full size alone (9, 13, 15) or are wider in the small form (14), as is
-the one on memory after few updates (25): a machine that is busy with other tests is late by itself.
+not happen is asserted in both. Bounds on time hold at full size alone (9, 13, 15) or are wider in the small form (14),
+as is the one on memory after few updates (25): a machine that is busy with other tests is late by itself.
 """
 
 import os
