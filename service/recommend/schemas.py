@@ -5,9 +5,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints
 
-from service.kit.fields import Identifier
+from service.kit.fields import NO_NUL, Identifier
 from service.settings import FilterMode
 
 
@@ -32,7 +32,7 @@ class FallbackReason(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
 
 
-Name = Annotated[str, Field(min_length=1, max_length=300)]
+Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=300, pattern=NO_NUL)]
 MOST_CANDIDATES = 10_000
 
 
@@ -58,6 +58,13 @@ class Filters(BaseModel):
         return not (self.category is None and self.categories is None and self.brand is None and self.item_ids is None)
 
 
+def _number(value: Any) -> Any:
+    """pydantic takes true for 1 and "5" for 5; JSON's 5.0 is an integer to it and to the document."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("an integer is needed")
+    return value
+
+
 class RecommendationRequest(BaseModel):
     """Whose next items, how many, and which not. Without user_id and history the reply is popular items."""
 
@@ -67,7 +74,7 @@ class RecommendationRequest(BaseModel):
     history: Annotated[list[Identifier], Field(max_length=200)] | None = Field(
         default=None, description="Item ids, oldest first; taken instead of the stored history of user_id."
     )
-    limit: Annotated[int, Field(ge=1, le=100, strict=True)] = 10
+    limit: Annotated[int, BeforeValidator(_number), Field(ge=1, le=100)] = 10
     exclude_item_ids: Annotated[list[Identifier], Field(max_length=500)] = []
     include_seen: StrictBool = False
     filters: Filters = Filters()
