@@ -123,8 +123,9 @@ def _main(results: Mapping[str, Any]) -> Table:
 
 _MAIN_NOTE = (
     "Means over users, then over blocks, then over seeds. The gain is against single evolving LoRA (λ = 0) with the "
-    "same seeds; its interval is a paired bootstrap over users within each block. Trained: parameters; stored: what "
-    "the next block needs; gradient ratio: ‖proximal‖ / ‖cross-entropy‖."
+    "same seeds. Its interval is a paired bootstrap over users, each drawn with all of their blocks: what other users "
+    "might have given with the seeds that were run, not what other seeds might. Trained: parameters; stored: what the "
+    "next block needs; gradient ratio: ‖proximal‖ / ‖cross-entropy‖."
 )
 
 
