@@ -96,7 +96,7 @@ class Runner(Protocol):
 
 
 def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, report: Report) -> None:
-    """Bring a task to its end below `folder`. report counts its blocks."""
+    """Bring a task to its end below `folder`. report: how much of its increments is learnt."""
     settings = task.settings(blocks.settings)
     folder.mkdir(parents=True, exist_ok=True)
     first = 0 if task.method in RANKERS else 1
@@ -110,7 +110,7 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
         if t in done:
             continue
         started = time.monotonic()
-        learnt = runner.learn(t, report)
+        learnt = runner.learn(t, _within(report, task.name, t, len(blocks)))
         seconds = time.monotonic() - started
         row: dict[str, Any] = {"block": t + 1, "seconds": round(seconds, 3), **learnt}
         if t:
@@ -127,6 +127,11 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
         runner.save(folder / f"block-{t + 1}.safetensors")
         _write(folder / f"block-{t + 1}.json", row)
         report(task.name, t, len(blocks) - 1)
+
+
+def _within(report: Report, name: str, t: int, blocks: int) -> Report:
+    """For what is learnt of block t; steps that are counted count to the task's increments."""
+    return lambda step, done, total: report(name, (t - 1) * total + done, (blocks - 1) * total)
 
 
 def read_blocks(folder: Path) -> list[dict[str, Any]]:
@@ -158,7 +163,7 @@ class LoraRunner:
         found, fitted = None, FitReport()
         if examples.learnable:  # otherwise the updater skips the window
             found, fitted = adapt(
-                self._backbone, self._adapter, self._method, examples, self._base.index.codes, self._settings
+                self._backbone, self._adapter, self._method, examples, self._base.index.codes, self._settings, report
             )
         self._adapter = found or self._adapter
         self.trainable_parameters = fitted.trainable_parameters

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,24 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
+def one_core() -> Iterator[None]:
+    """So that a worker has one thread, however many workers there are: threads decide how sums are rounded."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.fixture
 def raw_files(tmp_path: Path) -> list[str]:
     """The drifting stream as items and events."""
-    data = drifting(increments=4, first=42, items=150)  # D_1 is 60 % of all, and nobody comes round to a known item
+    return written_raw(tmp_path, people=240)
+
+
+def written_raw(tmp_path: Path, people: int) -> list[str]:
+    data = drifting(
+        increments=4, first=42, items=150, people=people
+    )  # D_1 is 60 % of all, and nobody comes round to a known item
     events, items = tmp_path / "events.csv", tmp_path / "items.csv"
     with items.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -130,6 +146,7 @@ def test_raw_events_become_results_and_a_report(raw_files: list[str], tmp_path: 
     assert "<script src" not in page
 
 
+@pytest.mark.usefixtures("one_core")
 def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_path: Path) -> None:
     asked = [*ready_files, "--methods", "sasrec,single-evolving,peso", "--seeds", "1", *QUICK]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -153,6 +170,53 @@ def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_p
 
     assert timeless(results_of(cut)) == timeless(results_of(whole))
     assert results_of(cut)["methods"]["sasrec"]["stored_bytes"] > 0
+
+
+@pytest.mark.usefixtures("one_core")
+def test_two_workers_give_the_figures_of_one(ready_files: list[str], tmp_path: Path) -> None:
+    asked = [*ready_files, "--methods", "popularity,peso", "--seeds", "2", *QUICK[:-2]]
+    for workers in ("1", "2"):
+        found = adaptide("backtest", *asked, "--workers", workers, "--out", str(tmp_path / workers))
+        assert found.returncode == 0, found.stderr
+
+    alone, together = (results_of(tmp_path / workers) for workers in ("1", "2"))
+    assert (alone["machine"]["workers"], together["machine"]["workers"]) == (1, 2)
+    assert alone["seeds"] == [0, 1]
+    losses = [base["losses"] for base in alone["bases"]]
+    assert losses[0] != losses[1]
+    assert timeless(together) == timeless(alone)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_user_disjoint_control_stands_beside_the_chronological_run(tmp_path: Path) -> None:
+    files = written_raw(tmp_path, people=40)
+    asked = [*files, "--methods", "single-evolving,sum-lora-latest", "--seeds", "1", *QUICK, "--quantiser", "rqkmeans"]
+    by_time, by_user = tmp_path / "by-time", tmp_path / "by-user"
+    assert adaptide("backtest", *asked, "--out", str(by_time)).returncode == 0
+
+    control = ["--split", "user-disjoint", "--beside", str(by_time), "--out", str(by_user)]
+    found = adaptide("backtest", *asked, *control)
+
+    assert found.returncode == 0, found.stderr
+    assert "NDCG@5 vs single, chronological" in found.stdout
+    results = results_of(by_user)
+    assert results["data"]["split"] == "user-disjoint"
+    assert results["beside"] == {"split": "chronological", "methods": results_of(by_time)["methods"]}
+    rows = [json.loads((by_user / f"tasks/sum-lora-latest.seed-0/block-{t}.json").read_text()) for t in (2, 3, 4, 5)]
+    scored = [user for row in rows for user in row["users"]]
+    assert len(set(scored)) == len(scored) > 0
+
+
+@pytest.mark.parametrize("held", [None, "{}", '{"data": '])
+def test_a_folder_without_a_finished_backtest_cannot_stand_beside(held: str | None, tmp_path: Path) -> None:
+    if held is not None:
+        (tmp_path / "results.json").write_text(held)
+    files = ["--items", "items.csv", "--events", "events.csv", "--out", "o"]
+
+    found = adaptide("backtest", *files, "--beside", str(tmp_path))
+
+    assert found.returncode == 2
+    assert "there is no results.json of a finished backtest in it" in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize(
