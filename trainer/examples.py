@@ -65,6 +65,11 @@ class Examples:
         """How many items are trained on."""
         return sum(len(s.rows) - s.first_target for s in self.training)
 
+    @property
+    def learnable(self) -> bool:
+        """Whether an adapter can be updated with them: there is something to train on and something to judge it by."""
+        return bool(self.training and self.validation)
+
 
 def build_examples(
     streams: Sequence[UserStream],

@@ -219,7 +219,7 @@ class Updater:
             row |= {"outcome": "built", **update.statistics}
             if not rehearsal:
                 count_interactions(data, examples)
-        if not examples.training or not examples.validation:
+        if not examples.learnable:
             update.verdict = WindowState.SKIPPED
             update.reason = (
                 f"no user has {settings.min_events_per_user} events with known items in it, new ones among them"

@@ -20,6 +20,7 @@ from service.settings import Settings
 from trainer.backtest.data import BacktestData, popularity_before, streams
 from trainer.base import tokenize
 from trainer.base_training import open_language_model, train_backbone
+from trainer.checkpoints import Checkpoints
 from trainer.examples import build_examples
 from trainer.language_model import load_trainable
 from trainer.methods.base import Adapter
@@ -51,8 +52,15 @@ def base_folder(out: Path, seed: int) -> Path:
 
 
 def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder: Path, report: Report) -> None:
-    """Tokenizer (unless the data has codes) and backbone from block 1 alone; writes `folder` whole or not at all."""
+    """Tokenizer (unless the data has codes) and backbone from block 1 alone; writes `folder` whole or not at all.
+
+    What an unfinished training has come to is kept beside it, and goes when the base is there.
+    """
+    kept = Checkpoints(
+        folder.with_name(f".checkpoints-{folder.name}"), "", settings.checkpoint_interval.total_seconds()
+    )
     if folder.exists():
+        kept.clear()
         return
     language_model = open_language_model(recipe, settings)
     codes = data.codes
@@ -70,7 +78,16 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
             "on; give more data or lower ADAPTIDE_MIN_EVENTS_PER_USER"
         )
     popularity = popularity_before(data, 1, settings.popularity_half_life)
-    trained = train_backbone(recipe, examples, index, popularity, settings, language_model, report)
+    trained = train_backbone(
+        recipe,
+        examples,
+        index,
+        popularity,
+        settings,
+        language_model,
+        report,
+        kept=kept.keyed(made_from(data, recipe, settings)) if kept.interval > 0 else None,
+    )
     fitted = trained.fit
     with publish_folder(folder) as staging:
         trained.save(staging / "model")
@@ -88,6 +105,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
             "parameters": sum(p.numel() for p in trained.backbone.model.parameters()),
         }
         (staging / "base.json").write_bytes(orjson.dumps(measured))
+    kept.clear()
 
 
 def open_base(data: BacktestData, folder: Path, settings: Settings) -> BacktestBase:

@@ -77,6 +77,7 @@ def backtest(
         raise InvalidRequest("give either --items and --events, or --blocks and --semantic-ids")
     if blocks and split is not Split.CHRONOLOGICAL:
         raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
+    other = _finished(beside) if beside else None
 
     from trainer.backtest.report import markdown, summarise, write_report  # seconds to import: not to be misread first
     from trainer.backtest.runner import Backtest
@@ -101,7 +102,6 @@ def backtest(
         assert blocks is not None  # noqa: S101  # asked above
         assert semantic_ids is not None  # noqa: S101
         data = from_blocks(blocks, semantic_ids)
-    other = _finished(beside) if beside else None
     made = Backtest(
         data,
         recipe,
@@ -135,10 +135,13 @@ def _print_methods(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _finished(folder: Path) -> dict[str, Any]:
+    wrong = InvalidRequest(f"--beside {folder}: there is no results.json of a finished backtest in it")
     try:
-        found: dict[str, Any] = orjson.loads((folder.expanduser() / "results.json").read_bytes())
+        found: Any = orjson.loads((folder.expanduser() / "results.json").read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise InvalidRequest(f"--beside {folder}: there is no results.json of a finished backtest in it") from error
+        raise wrong from error
+    if not isinstance(found, dict) or not {"data", "methods"} <= found.keys():
+        raise wrong
     return found
 
 

@@ -149,7 +149,7 @@ def _training(raw: Mapping[str, Any]) -> Iterator[str]:
 
 def _training_row(task: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
     variant = ", ".join(f"{name} {value}" for name, value in (task.get("variant") or {}).items())
-    losses = block.get("losses") or []
+    losses = [loss for loss in block.get("losses") or [] if loss is not None]  # not a number in an earlier version
     ends = f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "–"
     ratio = block.get("gradient_ratio")
     ratios = ratio if isinstance(ratio, list) else [] if ratio is None else [ratio]

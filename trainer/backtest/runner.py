@@ -72,6 +72,7 @@ class Backtest:
                 "users": len(self.data.users),
                 "items": len(self.data.items),
                 "interactions": [len(block) for block in self.data.blocks],
+                "not_learnt": [t + 1 for t in range(1, len(blocks)) if not blocks.examples(t).learnable],
                 "scored_users": [len(blocks.test(t)) for t in range(len(self.data.blocks))],
                 "split": self.split,
                 "notes": list(self.data.notes),

@@ -1,7 +1,7 @@
 """What a backtest's numbers say: means, paired intervals, forgetting, groups of users. Pure.
 
-A user is the unit of chance: users are resampled within each block, a user's seeds are averaged first, and blocks
-count alike, as in the paper's tables.
+A user is the unit of chance: users are resampled with all of their blocks, a user's seeds are averaged first, and
+blocks count alike, as in the paper's tables.
 """
 
 from collections.abc import Sequence
@@ -33,27 +33,41 @@ def mean_over_blocks(blocks: Sequence[Float64]) -> Float64:
 
 
 def bootstrap_intervals(
-    differences: Sequence[Float64], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+    differences: Sequence[Float64],
+    users: Sequence[Sequence[str]],
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Float64:
     """Percentile intervals of mean_over_blocks(differences): float64 [columns, 2], low and high.
 
-    differences: per block float64 [users, columns], method - baseline, seeds averaged; at least one user in each. Users
-    are drawn with replacement within each block, the same draw for all columns. For one block and one column this is
+    differences: per block float64 [users, columns], method - baseline, seeds averaged; at least one user in each.
+    users: per block the ids, each at most once. People are drawn with replacement from those of all blocks together,
+    the same draw for all columns; whoever is drawn is so in each of their blocks, as a user's cells are no independent
+    evidence. A block of which a draw has nobody is left out of that draw. For one block and one column this is
     trainer.gate.paired_bootstrap. The same seed and input give the same intervals.
     """
+    place_of: dict[str, int] = {}
+    places = [np.array([place_of.setdefault(user, len(place_of)) for user in own]) for own in users]
+    people = len(place_of)
     random = np.random.default_rng(seed)
     means = np.zeros((resamples, differences[0].shape[1]))
-    for block in differences:
-        users = len(block)
-        part = max(1, _DRAWS // users)
-        for start in range(0, resamples, part):
-            stop = min(start + part, resamples)
-            drawn = random.integers(users, size=(stop - start, users))
-            cell = drawn + users * np.arange(stop - start)[:, None]
-            times = np.bincount(cell.ravel(), minlength=cell.size).reshape(cell.shape)
-            means[start:stop] += times.astype(np.float64) @ block / users
+    part = max(1, _DRAWS // people)
+    for start in range(0, resamples, part):
+        stop = min(start + part, resamples)
+        drawn = random.integers(people, size=(stop - start, people))
+        cell = drawn + people * np.arange(stop - start)[:, None]
+        times = np.bincount(cell.ravel(), minlength=cell.size).reshape(cell.shape).astype(np.float64)
+        blocks = np.zeros((stop - start, 1))
+        for block, own in zip(differences, places, strict=True):
+            there = times[:, own]
+            weight = there.sum(axis=1, keepdims=True)
+            means[start:stop] += there @ block / np.maximum(weight, 1)
+            blocks += weight > 0
+        means[start:stop] /= blocks
     tail = (1 - confidence) / 2
-    return np.asarray(np.quantile(means / len(differences), [tail, 1 - tail], axis=0).T)
+    return np.asarray(np.quantile(means, [tail, 1 - tail], axis=0).T)
 
 
 @dataclass(frozen=True, slots=True)

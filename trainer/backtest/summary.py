@@ -80,7 +80,7 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
     blocks = list(range(2, last + 1))
     seeds = sorted({seed for entry in entries for seed in entry.seeds})
     against = [_baseline(entry, entries, raw.get("settings") or {}) for entry in entries]
-    gains = _gains(list(zip(entries, against, strict=True)))
+    gains = _gains(list(zip(entries, against, strict=True)), users)
     summaries = [
         {
             "method": entry.method,
@@ -103,7 +103,7 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
         "complete": done == raw.get("planned", len(raw["tasks"])) and all(s["complete"] for s in summaries),
         "methods": {s["method"]: s for s in summaries if not s["variant"]},
         "variants": [s for s in summaries if s["variant"]],
-        "groups": _groups(raw.get("groups") or {}, entries, against),
+        "groups": _groups(raw.get("groups") or {}, entries, against, users),
     }
 
 
@@ -170,12 +170,18 @@ def _paired(entry: Entry, base: Entry) -> dict[int, tuple[Float64, Float64]]:
 
 
 def _gains(
-    pairs: Sequence[tuple[Entry, Entry | None]], masks: Mapping[int, np.ndarray] | None = None
+    pairs: Sequence[tuple[Entry, Entry | None]],
+    users: Mapping[int, Sequence[str]],
+    masks: Mapping[int, np.ndarray] | None = None,
 ) -> list[Gain | None]:
     """Gains of entries over their baselines; those over the same blocks share one bootstrap.
 
-    masks: per block the users to take (bool [users]); blocks without any are left out.
+    users: per block who was scored. masks: those of them to take (bool [users]); blocks without any are left out.
     """
+    if masks is not None:
+        users = {
+            b: [user for user, yes in zip(own, masks[b], strict=True) if yes] for b, own in users.items() if b in masks
+        }
     cells: list[dict[int, tuple[Float64, Float64]]] = []
     for entry, base in pairs:
         own = {} if base is None else _paired(entry, base)
@@ -186,7 +192,8 @@ def _gains(
     for blocks in {tuple(own) for own in cells if own}:
         members = [i for i, own in enumerate(cells) if tuple(own) == blocks]
         differences = [np.concatenate([cells[i][b][0] - cells[i][b][1] for i in members], axis=1) for b in blocks]
-        means, intervals = mean_over_blocks(differences), bootstrap_intervals(differences)
+        means = mean_over_blocks(differences)
+        intervals = bootstrap_intervals(differences, [users[b] for b in blocks])
         for place, i in enumerate(members):
             columns = slice(place * len(METRICS), (place + 1) * len(METRICS))
             theirs = mean_over_blocks([cells[i][b][1] for b in blocks])
@@ -274,7 +281,12 @@ def _matrix(entry: Entry, blocks: int) -> Float64:
     return matrix
 
 
-def _groups(groups: Mapping[str, Any], entries: Sequence[Entry], against: Sequence[Entry | None]) -> dict[str, Any]:
+def _groups(
+    groups: Mapping[str, Any],
+    entries: Sequence[Entry],
+    against: Sequence[Entry | None],
+    users: Mapping[int, Sequence[str]],
+) -> dict[str, Any]:
     """Per group of users each entry's NDCG@10 gain over single evolving LoRA, and its own means.
 
     Halves by the block's median; users that are new in the block or known from before; those whose test item is new or
@@ -285,7 +297,7 @@ def _groups(groups: Mapping[str, Any], entries: Sequence[Entry], against: Sequen
         return {}
     found: dict[str, Any] = {}
     for name, masks in _masks(groups).items():
-        gains = zip(pairs, _gains(pairs, masks), strict=True)
+        gains = zip(pairs, _gains(pairs, users, masks), strict=True)
         found[name] = {
             "users": {str(block): int(mask.sum()) for block, mask in masks.items()},
             "gains": {entry.name: _gain_json(gain, NDCG_10) for (entry, _), gain in gains},

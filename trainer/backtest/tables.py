@@ -118,14 +118,26 @@ def _main(results: Mapping[str, Any]) -> Table:
     )
     head = ("Method", "Hit@5", "Hit@10", "NDCG@5", "NDCG@10", "NDCG@10 vs single", "95 % interval")
     costs = ("Time a seed", "Trained", "Stored", "Gradient ratio")
-    return Table("main", "All methods", (*head, *costs), rows, _MAIN_NOTE + _missing(methods))
+    return Table("main", "All methods", (*head, *costs), rows, _MAIN_NOTE + _not_learnt(results) + _missing(methods))
 
 
 _MAIN_NOTE = (
     "Means over users, then over blocks, then over seeds. The gain is against single evolving LoRA (λ = 0) with the "
-    "same seeds; its interval is a paired bootstrap over users within each block. Trained: parameters; stored: what "
-    "the next block needs; gradient ratio: ‖proximal‖ / ‖cross-entropy‖."
+    "same seeds. Its interval is a paired bootstrap over users, each drawn with all of their blocks: what other users "
+    "might have given with the seeds that were run, not what other seeds might. Trained: parameters; stored: what the "
+    "next block needs; gradient ratio: ‖proximal‖ / ‖cross-entropy‖."
 )
+
+
+def _not_learnt(results: Mapping[str, Any]) -> str:
+    blocks = (results["data"] or {}).get("not_learnt") or []
+    if not blocks:
+        return ""
+    which = f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
+    return (
+        f" Of {which} there is nothing to train on or nothing to validate by: LoRA methods went on as they were there, "
+        "as the updater skips such a window."
+    )
 
 
 def _blocks(results: Mapping[str, Any]) -> Table:

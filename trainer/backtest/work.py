@@ -20,6 +20,7 @@ from trainer.backtest.data import BacktestData, popularity_before, streams
 from trainer.backtest.tasks import Task
 from trainer.evaluation import model_ranks, popularity_ranks
 from trainer.examples import Case, Examples, build_examples, sample_cases
+from trainer.fit import FitReport
 from trainer.learn import adapt, served
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
@@ -75,7 +76,11 @@ class Runner(Protocol):
     """One method over the blocks. What it learnt so far can be saved and taken up again."""
 
     trainable_parameters: int
-    stored_bytes: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the next block needs of this one."""
+        ...
 
     def learn(self, t: int, report: Report) -> dict[str, Any]:
         """Learn block t; returns what is worth reporting."""
@@ -91,7 +96,7 @@ class Runner(Protocol):
 
 
 def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, report: Report) -> None:
-    """Bring a task to its end below `folder`. report counts its blocks."""
+    """Bring a task to its end below `folder`. report: how much of its increments is learnt."""
     settings = task.settings(blocks.settings)
     folder.mkdir(parents=True, exist_ok=True)
     first = 0 if task.method in RANKERS else 1
@@ -105,7 +110,7 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
         if t in done:
             continue
         started = time.monotonic()
-        learnt = runner.learn(t, report)
+        learnt = runner.learn(t, _within(report, task.name, t, len(blocks)))
         seconds = time.monotonic() - started
         row: dict[str, Any] = {"block": t + 1, "seconds": round(seconds, 3), **learnt}
         if t:
@@ -124,6 +129,11 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
         report(task.name, t, len(blocks) - 1)
 
 
+def _within(report: Report, name: str, t: int, blocks: int) -> Report:
+    """For what is learnt of block t; steps that are counted count to the task's increments."""
+    return lambda step, done, total: report(name, (t - 1) * total + done, (blocks - 1) * total)
+
+
 def read_blocks(folder: Path) -> list[dict[str, Any]]:
     """What run_task wrote of the increments so far."""
     paths = sorted(folder.glob("block-*.json"), key=lambda path: int(path.stem.removeprefix("block-")))
@@ -137,24 +147,25 @@ class LoraRunner:
         self._blocks, self._base, self._settings = blocks, base, settings
         self._method = make_method(settings)
         self._adapter = base.adapter
-        self.trainable_parameters = self.stored_bytes = 0
+        self.trainable_parameters = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        adapter = self._adapter
+        return 0 if adapter is None else _bytes(adapter.tensors) + _bytes(adapter.state)
 
     @property
     def _backbone(self) -> Backbone:
         return self._base.backbone
 
     def learn(self, t: int, report: Report) -> dict[str, Any]:
-        found, fitted = adapt(
-            self._backbone,
-            self._adapter,
-            self._method,
-            self._blocks.examples(t),
-            self._base.index.codes,
-            self._settings,
-        )
+        examples = self._blocks.examples(t)
+        found, fitted = None, FitReport()
+        if examples.learnable:  # otherwise the updater skips the window
+            found, fitted = adapt(
+                self._backbone, self._adapter, self._method, examples, self._base.index.codes, self._settings, report
+            )
         self._adapter = found or self._adapter
-        if self._adapter is not None:
-            self.stored_bytes = _bytes(self._adapter.tensors) + _bytes(self._adapter.state)
         self.trainable_parameters = fitted.trainable_parameters
         return {
             "changed": found is not None,
@@ -195,7 +206,11 @@ class RankerRunner:
 
     def __init__(self, ranker: Ranker, blocks: Blocks) -> None:
         self._ranker, self._blocks = ranker, blocks
-        self.trainable_parameters = self.stored_bytes = 0
+        self.trainable_parameters = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        return _bytes(self._ranker.state())
 
     def learn(self, t: int, report: Report) -> dict[str, Any]:
         blocks = self._blocks
@@ -210,9 +225,7 @@ class RankerRunner:
         return self._ranker.ranks(cases)
 
     def save(self, path: Path) -> None:
-        state = self._ranker.state()
-        self.stored_bytes = _bytes(state)
-        _save(state, path, {})
+        _save(self._ranker.state(), path, {})
 
     def load(self, path: Path) -> None:
         self._ranker.load(_load(path)[1])

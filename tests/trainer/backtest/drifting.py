@@ -18,15 +18,17 @@ def user_id(user: int) -> str:
     return f"u{user:03d}"
 
 
-def drifting(increments: int = 2, seed: int = 0, first: int = FIRST, items: int = ITEMS) -> BacktestData:
+def drifting(
+    increments: int = 2, seed: int = 0, first: int = FIRST, items: int = ITEMS, people: int = USERS
+) -> BacktestData:
     """D_1 and `increments` blocks, codes ready: level 1 is the tenth of the circle, the others tell items apart."""
     random = np.random.default_rng(seed)
-    place = random.integers(0, items, USERS)
+    place = random.integers(0, items, people)
     blocks = []
     for number in range(1 + increments):
         users, taken = [], []
         for _ in range(LATER if number else first):
-            for user in range(USERS):
+            for user in range(people):
                 stride = 3 if number and moves(user) else 1
                 users.append(user)
                 taken.append(place[user])
@@ -37,7 +39,7 @@ def drifting(increments: int = 2, seed: int = 0, first: int = FIRST, items: int 
     return BacktestData(
         "drifting",
         f"drifting-{increments}-{seed}",
-        tuple(user_id(user) for user in range(USERS)),
+        tuple(user_id(user) for user in range(people)),
         tuple(DatasetItem(f"i{number:03d}", f"item {number}") for number in range(items)),
         tuple(blocks),
         codes,

@@ -7,15 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.trainer.backtest.drifting import drifting
+from trainer.backtest.tasks import METHODS
 
 ROOT = Path(__file__).parents[3]
 QUICK = ["--hidden", "32", "--layers", "1", "--base-epochs", "2", "--workers", "1"]
+
+
+def timeless(value: Any) -> Any:
+    """Without what differs between two runs of the same backtest."""
+    if isinstance(value, dict):
+        return {k: timeless(own) for k, own in value.items() if k not in ("seconds", "command", "machine")}
+    return [timeless(own) for own in value] if isinstance(value, list) else value
+
+
+def results_of(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
 
 
 def adaptide(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -45,9 +58,24 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
+def one_core() -> Iterator[None]:
+    """So that a worker has one thread, however many workers there are: threads decide how sums are rounded."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.fixture
 def raw_files(tmp_path: Path) -> list[str]:
     """The drifting stream as items and events."""
-    data = drifting(increments=4, first=42, items=150)  # D_1 is 60 % of all, and nobody comes round to a known item
+    return written_raw(tmp_path, people=240)
+
+
+def written_raw(tmp_path: Path, people: int) -> list[str]:
+    data = drifting(
+        increments=4, first=42, items=150, people=people
+    )  # D_1 is 60 % of all, and nobody comes round to a known item
     events, items = tmp_path / "events.csv", tmp_path / "items.csv"
     with items.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -67,7 +95,7 @@ def raw_files(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def ready_files(tmp_path: Path) -> list[str]:
     """The drifting stream as ready blocks with semantic IDs."""
-    data = drifting()
+    data = drifting(people=40)
     assert data.codes is not None
     blocks, codes = tmp_path / "blocks.csv", tmp_path / "semantic_ids.csv"
     with codes.open("w", newline="") as file:
@@ -118,8 +146,9 @@ def test_raw_events_become_results_and_a_report(raw_files: list[str], tmp_path: 
     assert "<script src" not in page
 
 
+@pytest.mark.usefixtures("one_core")
 def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_path: Path) -> None:
-    asked = [*ready_files, "--methods", "single-evolving,peso", "--seeds", "1", *QUICK]
+    asked = [*ready_files, "--methods", "sasrec,single-evolving,peso", "--seeds", "1", *QUICK]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert adaptide("backtest", *asked, "--out", str(whole)).returncode == 0
     process = subprocess.Popen(
@@ -131,7 +160,7 @@ def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_p
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (cut / "tasks/single-evolving.seed-0/block-2.json").exists():
+    while not (cut / "tasks/sasrec.seed-0/block-2.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -139,11 +168,55 @@ def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_p
 
     assert adaptide("backtest", *asked, "--out", str(cut)).returncode == 0
 
-    def figures(folder: Path) -> Any:
-        methods = json.loads((folder / "results.json").read_text())["methods"]
-        return {name: {m: own[m] for m in own if "@" in m} for name, own in methods.items()}
+    assert timeless(results_of(cut)) == timeless(results_of(whole))
+    assert results_of(cut)["methods"]["sasrec"]["stored_bytes"] > 0
 
-    assert figures(cut) == figures(whole)
+
+@pytest.mark.usefixtures("one_core")
+def test_two_workers_give_the_figures_of_one(ready_files: list[str], tmp_path: Path) -> None:
+    asked = [*ready_files, "--methods", "popularity,peso", "--seeds", "2", *QUICK[:-2]]
+    for workers in ("1", "2"):
+        found = adaptide("backtest", *asked, "--workers", workers, "--out", str(tmp_path / workers))
+        assert found.returncode == 0, found.stderr
+
+    alone, together = (results_of(tmp_path / workers) for workers in ("1", "2"))
+    assert (alone["machine"]["workers"], together["machine"]["workers"]) == (1, 2)
+    assert alone["seeds"] == [0, 1]
+    losses = [base["losses"] for base in alone["bases"]]
+    assert losses[0] != losses[1]
+    assert timeless(together) == timeless(alone)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_user_disjoint_control_stands_beside_the_chronological_run(tmp_path: Path) -> None:
+    files = written_raw(tmp_path, people=40)
+    asked = [*files, "--methods", "single-evolving,sum-lora-latest", "--seeds", "1", *QUICK, "--quantiser", "rqkmeans"]
+    by_time, by_user = tmp_path / "by-time", tmp_path / "by-user"
+    assert adaptide("backtest", *asked, "--out", str(by_time)).returncode == 0
+
+    control = ["--split", "user-disjoint", "--beside", str(by_time), "--out", str(by_user)]
+    found = adaptide("backtest", *asked, *control)
+
+    assert found.returncode == 0, found.stderr
+    assert "NDCG@5 vs single, chronological" in found.stdout
+    results = results_of(by_user)
+    assert results["data"]["split"] == "user-disjoint"
+    assert results["beside"] == {"split": "chronological", "methods": results_of(by_time)["methods"]}
+    rows = [json.loads((by_user / f"tasks/sum-lora-latest.seed-0/block-{t}.json").read_text()) for t in (2, 3, 4, 5)]
+    scored = [user for row in rows for user in row["users"]]
+    assert len(set(scored)) == len(scored) > 0
+
+
+@pytest.mark.parametrize("held", [None, "{}", '{"data": '])
+def test_a_folder_without_a_finished_backtest_cannot_stand_beside(held: str | None, tmp_path: Path) -> None:
+    if held is not None:
+        (tmp_path / "results.json").write_text(held)
+    files = ["--items", "items.csv", "--events", "events.csv", "--out", "o"]
+
+    found = adaptide("backtest", *files, "--beside", str(tmp_path))
+
+    assert found.returncode == 2
+    assert "there is no results.json of a finished backtest in it" in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -175,6 +248,25 @@ def test_a_folder_of_another_backtest_is_not_overwritten(ready_files: list[str],
 
     more = adaptide("backtest", *[*asked[:4], "--methods", "popularity,pretrain", *asked[6:]])
     assert more.returncode == 0, more.stderr
+
+
+def test_one_user_with_a_block_that_teaches_nothing_is_a_table_for_every_method(tmp_path: Path) -> None:
+    """Block 2 has a test and a validation item and no target before them."""
+    taken = [range(8), [8, 9, 8, 8, 9]]
+    rows = [f"{t},u,{place},i{item}" for t, own in enumerate(taken) for place, item in enumerate(own)]
+    codes = [f"i{item},{item // 4},{item % 4},{item % 5},{item % 7}" for item in range(10)]
+    (tmp_path / "blocks.csv").write_text("block,user_id,position,item_id\n" + "\n".join(rows) + "\n")
+    (tmp_path / "codes.csv").write_text("item_id,sid_a,sid_b,sid_c,sid_d\n" + "\n".join(codes) + "\n")
+    files = ["--blocks", str(tmp_path / "blocks.csv"), "--semantic-ids", str(tmp_path / "codes.csv")]
+    out = tmp_path / "out"
+
+    found = adaptide("backtest", *files, "--methods", "all", "--seeds", "1", "--out", str(out), *QUICK)
+
+    assert found.returncode == 0, found.stderr
+    assert "Of block 2 there is nothing to train on" in found.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["methods"]) == set(METHODS)
+    assert results["complete"]
 
 
 def test_a_block_that_nobody_can_be_scored_in_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

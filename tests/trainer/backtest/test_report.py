@@ -132,6 +132,13 @@ def test_one_task_is_enough_for_a_page(tmp_path: Path) -> None:
     assert [path.stem for path in (tmp_path / "plots").glob("*.svg")] == ["learning-curve"]
 
 
+def test_losses_that_were_no_numbers_are_left_out(tmp_path: Path) -> None:
+    results = raw(task("peso", 0, {2: [1], 3: [1]}))
+    for block, losses in zip(results["tasks"][0]["blocks"], ([None, None], [None, 2.5, 1.25]), strict=True):
+        block["losses"] = losses
+    assert "2.500 → 1.250" in page(results, tmp_path)
+
+
 def test_no_task_is_enough_for_a_page(tmp_path: Path) -> None:
     text = page(raw(planned=2), tmp_path)
     assert "0 of 2 tasks are done" in text
