@@ -443,11 +443,10 @@ def load_settings(**overrides: object) -> Settings:
             place = "_".join(str(part) for part in problem["loc"]).upper()
             lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(lines)) from error
-    point = os.environ.get(crash_points.VARIABLE)
-    if point is not None and point not in set(crash_points.CrashPoint):
-        raise ConfigurationError(
-            f"{crash_points.VARIABLE}={point} is no crash point: {', '.join(crash_points.CrashPoint)}"
-        )
+    for variable in (crash_points.VARIABLE, crash_points.PAUSE_VARIABLE):
+        point = os.environ.get(variable)
+        if point is not None and point not in set(crash_points.CrashPoint):
+            raise ConfigurationError(f"{variable}={point} is no crash point: {', '.join(crash_points.CrashPoint)}")
     return settings
 
 

@@ -281,8 +281,9 @@ class Updater:
         learnt, serving = update.learnt, update.serving
         if learnt and serving and update.gate and Refusal.NON_FINITE_WEIGHTS not in update.gate.reasons:
             with update.steps.step("publish") as row:
-                if update.learners is not None:  # asked again when the outcome is written; here before files are
-                    with self._database.write() as connection:
+                with self._database.write() as connection:  # asked again with the outcome; here before files are
+                    windows.require_claimed(connection, window.window_id, lease)
+                    if update.learners is not None:
                         users.require_none_erased(connection, update.learners)
                 candidate = self._publish(window, update, learnt, serving)
                 row["outcome"] = candidate.adapter_version
