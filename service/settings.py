@@ -264,6 +264,8 @@ class Settings(BaseSettings):
     """An attempt at an update that takes longer is abandoned between two steps and counts as failed; empty: none is."""
     update_memory_bytes: Annotated[int, Field(ge=0)] = 0
     """The same for memory, resident in the updater and its training processes together; 0: no limit."""
+    update_silence: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=1)
+    """An update that shows no progress for so long hangs: its window is another updater's (docs/operate.md)."""
 
     method: str = "peso"
     """Continual method of the updater; `adaptide backtest --list-methods` names them."""
