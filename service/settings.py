@@ -264,6 +264,8 @@ class Settings(BaseSettings):
     """An attempt at an update that takes longer is abandoned between two steps and counts as failed; empty: none is."""
     update_memory_bytes: Annotated[int, Field(ge=0)] = 0
     """The same for memory, resident in the updater and its training processes together; 0: no limit."""
+    update_silence: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(hours=1)
+    """An update that shows no progress for so long hangs: its window is another updater's (docs/operate.md)."""
 
     method: str = "peso"
     """Continual method of the updater; `adaptide backtest --list-methods` names them."""
@@ -443,11 +445,10 @@ def load_settings(**overrides: object) -> Settings:
             place = "_".join(str(part) for part in problem["loc"]).upper()
             lines.append(f"{PREFIX + place if place else 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(lines)) from error
-    point = os.environ.get(crash_points.VARIABLE)
-    if point is not None and point not in set(crash_points.CrashPoint):
-        raise ConfigurationError(
-            f"{crash_points.VARIABLE}={point} is no crash point: {', '.join(crash_points.CrashPoint)}"
-        )
+    for variable in (crash_points.VARIABLE, crash_points.PAUSE_VARIABLE):
+        point = os.environ.get(variable)
+        if point is not None and point not in set(crash_points.CrashPoint):
+            raise ConfigurationError(f"{variable}={point} is no crash point: {', '.join(crash_points.CrashPoint)}")
     return settings
 
 

@@ -34,12 +34,13 @@ def test_every_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
-def test_a_crash_point_is_for_tests_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADAPTIDE_TEST_CRASH_AT", "published")
+@pytest.mark.parametrize("variable", ["ADAPTIDE_TEST_CRASH_AT", "ADAPTIDE_TEST_PAUSE_AT"])
+def test_a_crash_point_is_for_tests_only(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "published")
     load_settings()
-    with pytest.raises(ConfigurationError, match=r"ADAPTIDE_TEST_CRASH_AT.* is unset: it is for tests"):
+    with pytest.raises(ConfigurationError, match=rf"{variable}.* is unset: it is for tests"):
         load_settings(environment="production", database_url="sqlite:///x.db", artifacts_url="artifacts")
-    monkeypatch.setenv("ADAPTIDE_TEST_CRASH_AT", "sometime")
+    monkeypatch.setenv(variable, "sometime")
     with pytest.raises(ConfigurationError, match="no crash point: sealed, claimed"):
         load_settings()
 

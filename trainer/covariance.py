@@ -1,6 +1,6 @@
 """What goes into each adapted layer over a window: the second moments from which InfLoRA takes its directions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ def input_covariance(
     *,
     batch_size: int = 64,
     group: Group = ALONE,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
     """Mean of x x^T over the tokens of `sequences` (padding left out), per adapted module, float64 [d_in, d_in].
 
     The model is asked as `lora` composes it now, without dropout. group: each rank takes its share of the sequences.
+    on_batch: called after each batch.
     """
     total: dict[str, Tensor] = {}
     tokens_seen = 0
@@ -48,6 +50,7 @@ def input_covariance(
             real = torch.from_numpy(layout.real.reshape(-1) & bool(part)).to(lora.backbone.device)
             tokens_seen += int(real.sum())
             decode_tokens(lora.backbone, layout)
+            on_batch()
     finally:
         lora.observe(None)
         lora.backbone.model.train(was_training)

@@ -1,6 +1,6 @@
 """Hit and NDCG at 5 and 10 of anything that ranks items, user by user."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,15 +88,16 @@ def model_ranks(
     *,
     batch_size: int = 64,
     group: Group = ALONE,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> NDArray[np.int64]:
     """Rank of each case's target in the list that the service would return, 0 beyond 10. int64 [cases].
 
-    group: each of its processes asks about its share of the cases.
+    group: each of its processes asks about its share of the cases. on_batch: called after each batch.
     """
     if group.size > 1:
         found = np.zeros(len(cases))
         found[group.rank :: group.size] = model_ranks(
-            model, group.share(cases), index, popularity, batch_size=batch_size
+            model, group.share(cases), index, popularity, batch_size=batch_size, on_batch=on_batch
         )
         return np.array(group.sums(found.tolist()), dtype=np.int64)
     ranks = np.zeros(len(cases), dtype=np.int64)
@@ -115,6 +116,7 @@ def model_ranks(
         for i, generated in zip(part, model.generate(requests, trie), strict=True):
             ranked = rank_leaves(generated, trie, popularity, cases[i].seen, DEPTH)
             ranks[i] = _rank(ranked.rows, cases[i].target)
+        on_batch()
     return ranks
 
 
@@ -144,12 +146,13 @@ def validation_loss(
     batch_size: int = 128,
     low_precision: bool = False,
     group: Group = ALONE,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> float:
     """Mean over cases of the target's cross-entropy, nats per item: minus the score that the service would give it.
 
     Far less noisy on few users than a rank metric (paper: the best epoch is taken by validation loss).
     low_precision: products in bfloat16, as in training: the mean moves by some thousandths of a nat, which can swap two
-    passes that are about equally good. group: each rank asks about its share of the cases.
+    passes that are about equally good. group: each rank asks about its share of the cases. on_batch: called after each.
     """
     total = 0.0
     order = sorted(cases, key=lambda case: len(case.history))
@@ -161,4 +164,5 @@ def validation_loss(
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=low_precision):
             loss, _ = sequence_loss(backbone, batch, codes)
         total += loss.item() * len(part)
+        on_batch()
     return group.sums([total])[0] / max(len(cases), 1)

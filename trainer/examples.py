@@ -44,10 +44,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSequence:
-    """Rows in time order; those from index `first_target` on are targets, those before are history only."""
+    """Rows in time order; those from index `first_target` on are targets, those before are history only.
+
+    user: the number of the user among those of the same Examples, whose pieces follow each other.
+    """
 
     rows: Rows
     first_target: int
+    user: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +121,7 @@ def build_examples(
     for user, (rows, first) in enumerate(kept):
         start = max(first, len(rows) - cap)
         passed_over[user] += start - first
-        training.extend(pieces(rows, start, history_items, piece or (history_items + 1) // 2))
+        training.extend(pieces(rows, start, history_items, piece or (history_items + 1) // 2, user))
     capped_users = sum(count > 0 for count in passed_over)
     return Examples(tuple(training), tuple(validation), tuple(test), capped_users, sum(passed_over))
 
@@ -150,7 +154,7 @@ def latest_of_each(rows: Rows, most: int) -> Rows:
     return rows[keep]
 
 
-def pieces(rows: Rows, first_target: int, history_items: int, piece: int) -> Iterator[TrainingSequence]:
+def pieces(rows: Rows, first_target: int, history_items: int, piece: int, user: int = 0) -> Iterator[TrainingSequence]:
     """Cut one user's rows so that every row from `first_target` on is a target exactly once, behind its history.
 
     The history before a piece is so long that its last target still sees no more than `history_items` (the service's
@@ -159,7 +163,7 @@ def pieces(rows: Rows, first_target: int, history_items: int, piece: int) -> Ite
     before = max(1, history_items + 1 - piece)
     for start in range(first_target, len(rows), piece):
         context = max(0, start - before)
-        yield TrainingSequence(rows[context : start + piece], start - context)
+        yield TrainingSequence(rows[context : start + piece], start - context, user)
 
 
 def first_occurrences(rows: Rows) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.catalog.index import CatalogueIndex
 from service.generation.backbone import Backbone, merge_lora
@@ -38,7 +39,7 @@ from trainer.gate import Comparison, compare
 from trainer.group import ALONE, Group
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter, Method
-from trainer.progress import Report, silent
+from trainer.progress import Report, Said, silent
 from trainer.resume import circumstances
 from trainer.tiny import low_precision_pays
 
@@ -129,10 +130,12 @@ def learn(
     cases = [*test, *prequential]
     with steps.step("evaluate_before") as row:
         ranks = {"popularity": popularity_ranks(cases, index, popularity)}
+        said = Said(report, "evaluate before")
         for done, (name, state) in enumerate(subjects.items()):
-            report("evaluate before", done, len(subjects))
-            ranks[name] = model_ranks(served(backbone, state, settings.beams), cases, index, popularity)
-        report("evaluate before", len(subjects), len(subjects))
+            said(done, len(subjects))
+            model = served(backbone, state, settings.beams)
+            ranks[name] = model_ranks(model, cases, index, popularity, on_batch=said.again)
+        said(len(subjects), len(subjects))
         ranks.setdefault("incumbent", ranks["base"])
         row |= {"outcome": "scored", "test": len(test), "prequential": len(prequential)}
     before = {name: user_means(own[len(test) :], prequential) for name, own in ranks.items()}
@@ -147,9 +150,11 @@ def learn(
         row |= {"outcome": "adapted" if candidate is not None else "no_change", "best_epoch": fitted.best_epoch}
     if candidate is not None:
         with steps.step("evaluate_after") as row:
-            report("evaluate after", 0, 1)
-            after["candidate"] = model_ranks(served(backbone, candidate, settings.beams), test, index, popularity)
-            report("evaluate after", 1, 1)
+            said = Said(report, "evaluate after")
+            said(0, 1)
+            model = served(backbone, candidate, settings.beams)
+            after["candidate"] = model_ranks(model, test, index, popularity, on_batch=said.again)
+            said(1, 1)
             row["outcome"] = "scored"
     return Learnt(candidate, fitted, after, before, gain, cold_and_known(after, test, popularity))
 
@@ -180,8 +185,17 @@ def adapt(
     scale = incumbent.scale if incumbent else settings.lora_alpha / settings.lora_rank
     rank = method.rank(incumbent, settings.lora_rank)
     lora = LoraBackbone(backbone, rank=rank, alpha=scale * rank, dropout=settings.lora_dropout, seed=settings.seed)
+    said = Said(report, "fit")
+
+    def covariance() -> Mapping[str, Tensor]:
+        return input_covariance(lora, examples.training, codes, group=group, on_batch=said.again)
+
+    def validated() -> float:
+        low = config.low_precision
+        return -validation_loss(lora.backbone, validation, codes, low_precision=low, group=group, on_batch=said.again)
+
     try:
-        stage = method.begin(lora, incumbent, lambda: input_covariance(lora, examples.training, codes, group=group))
+        stage = method.begin(lora, incumbent, covariance)
         if not stage.parameters:
             return None, FitReport()
         validation = sample_cases(examples.validation, settings.evaluation_users, settings.seed)
@@ -198,13 +212,11 @@ def adapt(
             lambda random: examples.training,
             codes,
             config,
-            evaluate=lambda: (
-                -validation_loss(lora.backbone, validation, codes, low_precision=config.low_precision, group=group)
-            ),
+            evaluate=validated,
             penalty=stage.penalty,
             penalty_weight=stage.weight,
             relative=stage.relative,
-            on_step=lambda done, total: report("fit", done, total),
+            on_step=said,
             group=group,
             kept=kept,
         )

@@ -13,6 +13,7 @@ from service.recommend.popularity import EPOCH
 from service.recommend.ranking import Float64
 from service.recommend.votes import Votes
 from service.settings import Settings
+from trainer.progress import Report, silent
 
 EVENTS_PER_QUERY = 50_000
 
@@ -34,15 +35,16 @@ class KeptPopularity:
         self._log2_weights: dict[str, float] = {}
         self._votes: tuple[int, Votes] | None = None  # and through which event they were taken
 
-    def by_row(self, index: CatalogueIndex, through_seq: int, *, keep: bool) -> Float64:
+    def by_row(self, index: CatalogueIndex, through_seq: int, *, keep: bool, on_count: Report = silent) -> Float64:
         """float64 [rows], the largest scaled to 1, 0 without interactions: all events up to `through_seq` counted.
 
         They must all be visible, as those of a sealed window are. keep: also store what was counted; False writes
-        nothing.
+        nothing. on_count: told through which event, of which.
         """
         self._start(through_seq, keep)
         while self._through_seq < through_seq:
             keep = self._count_some(through_seq, keep)
+            on_count("popularity", self._through_seq, through_seq)
         found = self._log2_weights
         exponents = np.array([found.get(item.item_id, -np.inf) for item in index.items])
         if not np.isfinite(exponents).any():

@@ -21,6 +21,20 @@ def silent(step: str, done: int, total: int) -> None:
     """A Report that says nothing."""
 
 
+class Said:
+    """What a step last said of itself, so that it can be said again: the work goes on, though nothing more is done."""
+
+    def __init__(self, report: Report, step: str) -> None:
+        self._report, self._step, self._last = report, step, (0, 1)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._last = done, total
+        self.again()
+
+    def again(self) -> None:
+        self._report(self._step, *self._last)
+
+
 @contextmanager
 def bars(console: Console | None = None) -> Iterator[Report]:
     """A Report that draws: on a terminal live, otherwise all at the end."""

@@ -31,6 +31,11 @@ UPDATE_SECONDS = Histogram(
     buckets=(1, 5, 15, 60, 300, 900, 3600, 14_400),
     registry=REGISTRY,
 )
+SILENT = Counter(
+    "adaptide_updates_silent_total",
+    "Updates that showed no progress for ADAPTIDE_UPDATE_SILENCE and lost their window to whoever is next.",
+    registry=REGISTRY,
+)
 WORKING = Gauge("adaptide_updater_working", "1 while this updater works on a window.", registry=REGISTRY)
 TICKED = Gauge(
     "adaptide_updater_tick_timestamp_seconds", "When this updater last looked for work (unix time).", registry=REGISTRY

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,8 @@ def train_base(
     users, piece_items = whole_sequences(examples), piece
     parameters = list(backbone.model.parameters())
     if kept is not None:
-        kept = kept.keyed(circumstances(examples.training, validation, index.codes, fit_config, group))
+        whole = [TrainingSequence(rows, 0) for rows in users]
+        kept = kept.keyed(circumstances(whole, validation, index.codes, fit_config, group))
     report = fit(
         backbone,
         parameters,
@@ -107,14 +109,8 @@ def train_base(
 
 def whole_sequences(examples: Examples) -> list[NDArray[np.int64]]:
     """Each user's training items in one piece, from the pieces that `examples` holds in order."""
-    users: list[list[NDArray[np.int64]]] = []
-    for sequence in examples.training:
-        own = sequence.rows[sequence.first_target :]
-        if sequence.first_target == 0:
-            users.append([own])
-        else:
-            users[-1].append(own)
-    return [np.concatenate(parts) for parts in users]
+    users = groupby(examples.training, key=lambda sequence: sequence.user)
+    return [np.concatenate([piece.rows[piece.first_target :] for piece in pieces]) for _, pieces in users]
 
 
 def cut(rows: NDArray[np.int64], size: int, random: np.random.Generator) -> Iterator[TrainingSequence]:

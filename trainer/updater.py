@@ -3,6 +3,8 @@
 import os
 import socket
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -21,7 +23,7 @@ from service.kit.clock import Clock
 from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.db import Database
 from service.kit.ids import uuid7
-from service.kit.lease_keeper import held
+from service.kit.lease_keeper import Pulse, held
 from service.kit.leases import Lease
 from service.settings import Promote, Settings
 from service.tracing import NO_TRACES, Traces
@@ -48,7 +50,7 @@ from trainer.processes import Together
 from trainer.progress import Report, silent
 from trainer.retrain import write_adapter
 from trainer.streams import load_streams
-from trainer.telemetry import LEFT, UPDATE_SECONDS, WINDOWS, WORKING, count_interactions
+from trainer.telemetry import LEFT, SILENT, UPDATE_SECONDS, WINDOWS, WORKING, count_interactions
 from trainer.together import adapting, require_shareable
 
 KEPT = "window"
@@ -58,7 +60,10 @@ log = structlog.get_logger(__name__)
 
 
 class Updater:
-    """One process's updater. `tick` does what is due; only the holder of the lease works. `tell`: of a promotion."""
+    """One process's updater. `tick` does what is due; only the holder of the lease works.
+
+    tell: of a promotion. monotonic: seconds, for how long an update has shown no progress.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class Updater:
         artifacts: ArtifactStore,
         tell: Announce = nobody,
         traces: Traces = NO_TRACES,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -75,6 +81,8 @@ class Updater:
         self._artifacts = artifacts
         self._tell = tell
         self._traces = traces
+        self._monotonic = monotonic
+        self._window_id: int | None = None
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-8:]}"
         self._catalogue = CatalogueFollower(database, settings.poll_interval)
         self._backbone: tuple[str, VerifiedBase, Backbone] | None = None
@@ -92,13 +100,13 @@ class Updater:
         many that wait for a trial each. Never raises for what one window does: its failure is in its row, and it is
         tried again while attempts are left.
         """
-        settings, database, clock = self._settings, self._database, self._clock
-        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
+        settings, database, clock, pulse = self._settings, self._database, self._clock, self._pulse()
+        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration, pulse) as lease:
             if lease is None or self._waits_for_canary(lease):
                 return None
             if (because := windows.due(database, clock, settings)) is not None:
                 windows.seal(database, clock, settings, because, lease=lease)
-            return self._next(lease, report)
+            return self._next(lease, pulse, report)
 
     def close_and_work(self, through_seq: int | None, report: Report = silent) -> list[Window]:
         """Seal the open window by hand (None: all of it) and bring every waiting window to its outcome.
@@ -106,8 +114,8 @@ class Updater:
         What has to wait for a canary (service.trials.promotion.under_way) is left, unsealed if it was. Raises Conflict
         when another updater is at work.
         """
-        settings, database, clock = self._settings, self._database, self._clock
-        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration) as lease:
+        settings, database, clock, pulse = self._settings, self._database, self._clock, self._pulse()
+        with held(database, UPDATER_LEASE, self.owner, settings.lease_duration, pulse) as lease:
             if lease is None:
                 raise Conflict("another updater is at work; it takes up closed windows by itself, or stop it first")
             if self._waits_for_canary(lease):
@@ -116,7 +124,7 @@ class Updater:
                 database, clock, settings, SealedBecause.MANUAL, through_seq=through_seq, actor="cli", lease=lease
             )
             done: dict[int, Window] = {}
-            while (window := self._next(lease, report, at_once=True)) is not None:
+            while (window := self._next(lease, pulse, report, at_once=True)) is not None:
                 done[window.window_id] = window  # a failed attempt is followed by the next one on the same window
                 if self._waits_for_canary(lease):
                     break
@@ -139,32 +147,49 @@ class Updater:
             self._tell(Change.POINTER)
         return held is Held.WAITING
 
-    def _next(self, lease: Lease, report: Report, *, at_once: bool = False) -> Window | None:
+    def _pulse(self) -> Pulse:
+        def give_up(silent: float) -> None:
+            SILENT.inc()
+            advice = "another updater may take the window over; restart this one, or set ADAPTIDE_UPDATE_SILENCE higher"
+            log.error("update_silent", window_id=self._window_id, seconds=round(silent), advice=advice)
+
+        return Pulse(self._settings.update_silence, give_up, self._monotonic)
+
+    def _next(self, lease: Lease, pulse: Pulse, report: Report, *, at_once: bool = False) -> Window | None:
+        pulse.beat()
         window = windows.claim(
             self._database, self._clock, self._settings, lease, method=self._method.name, at_once=at_once
         )
+        self._window_id = None if window is None else window.window_id
         if window is None:
             return None
         named = {"adaptide.window_id": window.window_id, "adaptide.attempt": window.attempts}
         with WORKING.track_inprogress(), UPDATE_SECONDS.time(), self._traces.span("window", named) as say:
-            self._work(window, lease, report)
+            self._work(window, lease, pulse, report)
             done = windows.read_window(self._database, window.window_id)
             say({"adaptide.state": done.state.value})
         WINDOWS.labels((done.lease_fence == lease.fence and done.verdict) or LEFT).inc()
         return done
 
-    def _work(self, window: Window, lease: Lease, report: Report) -> None:
+    def _work(self, window: Window, lease: Lease, pulse: Pulse, report: Report) -> None:
         update, limits = Update(), Limits.of(self._settings)
         log.info("window_claimed", window_id=window.window_id, events=window.events, attempt=window.attempts)
 
+        watched = limits.watching(report)
+
+        def alive(step: str, done: int, total: int) -> None:
+            pulse.beat()
+            watched(step, done, total)
+
         def step_done() -> None:
+            pulse.beat()
             windows.report_steps(self._database, window.window_id, lease, update.steps.rows)
             if update.verdict is None:  # what is judged is not thrown away for being late
                 limits.check()
 
         update.steps.on_done, update.steps.around = step_done, self._traces.span
         try:
-            self._update(update, Range(window.after_seq, window.through_seq), limits.watching(report))
+            self._update(update, Range(window.after_seq, window.through_seq), alive)
             crash_point(CrashPoint.JUDGED)
             self._conclude(window, lease, update)
         except LeaseLost as error:
@@ -226,7 +251,7 @@ class Updater:
             )
             return
         with steps.step("popularity") as row:
-            ranking = self._popularity.by_row(index, span.after_seq, keep=not rehearsal)
+            ranking = self._popularity.by_row(index, span.after_seq, keep=not rehearsal, on_count=report)
             row["outcome"] = "counted"
         with steps.step("drift") as row:
             moved = drift.measure(self._database, settings, index, span.after_seq, span.through_seq, ranking).as_json()
@@ -281,8 +306,9 @@ class Updater:
         learnt, serving = update.learnt, update.serving
         if learnt and serving and update.gate and Refusal.NON_FINITE_WEIGHTS not in update.gate.reasons:
             with update.steps.step("publish") as row:
-                if update.learners is not None:  # asked again when the outcome is written; here before files are
-                    with self._database.write() as connection:
+                with self._database.write() as connection:  # asked again with the outcome; here before files are
+                    windows.require_claimed(connection, window.window_id, lease)
+                    if update.learners is not None:
                         users.require_none_erased(connection, update.learners)
                 candidate = self._publish(window, update, learnt, serving)
                 row["outcome"] = candidate.adapter_version

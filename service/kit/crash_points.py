@@ -1,6 +1,7 @@
-"""Named places at which a test makes a process die, as kill -9 does, to see what is left behind.
+"""Named places at which a test makes a process die, as kill -9 does, or pauses it, to see what is left behind.
 
-Each is a call that does nothing unless ADAPTIDE_TEST_CRASH_AT names it. Production refuses to start with that variable.
+Each is a call that does nothing unless ADAPTIDE_TEST_CRASH_AT names it, or ADAPTIDE_TEST_PAUSE_AT. Production refuses
+to start with these variables.
 """
 
 import os
@@ -8,6 +9,7 @@ import signal
 from enum import StrEnum
 
 VARIABLE = "ADAPTIDE_TEST_CRASH_AT"
+PAUSE_VARIABLE = "ADAPTIDE_TEST_PAUSE_AT"
 
 
 class CrashPoint(StrEnum):
@@ -38,6 +40,7 @@ class CrashPoint(StrEnum):
 
 
 def crash_point(point: CrashPoint) -> None:
-    """Die here, at once and without a word, when the environment says so."""
-    if os.environ.get(VARIABLE) == point.value:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Die here, at once and without a word, or stop until SIGCONT comes, when the environment says so."""
+    for variable, number in ((VARIABLE, signal.SIGKILL), (PAUSE_VARIABLE, signal.SIGSTOP)):
+        if os.environ.get(variable) == point.value:
+            os.kill(os.getpid(), number)

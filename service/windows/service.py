@@ -53,6 +53,7 @@ __all__ = [
     "read_window",
     "record_evaluation",
     "report_steps",
+    "require_claimed",
     "seal",
 ]
 
@@ -179,17 +180,26 @@ def next_attempt_of(window: Window, settings: Settings) -> datetime | None:
     )
 
 
+def require_claimed(connection: Connection, window_id: int, lease: Lease) -> Window:
+    """The window, locked. Raises LeaseLost unless it is being trained under `lease`, which is in force."""
+    leases.check(connection, lease)
+    window = repository.find(connection, window_id, lock=True)
+    if window is None or window.state is not WindowState.TRAINING or window.lease_fence != lease.fence:
+        raise LeaseLost(f"window {window_id} is no longer this updater's to work on; nothing was written")
+    return window
+
+
 def report_steps(database: Database, window_id: int, lease: Lease, steps: Sequence[dict[str, Any]]) -> None:
     """Show how far a claimed window has come. Raises LeaseLost."""
     with database.write() as connection:
-        _require_claimed(connection, window_id, lease)
+        require_claimed(connection, window_id, lease)
         repository.update(connection, window_id, {"steps": list(steps)})
 
 
 def record_evaluation(database: Database, clock: Clock, window_id: int, lease: Lease, evaluation: Evaluation) -> None:
     """Record one evaluation of a claimed window before it is concluded. Raises LeaseLost."""
     with database.write() as connection:
-        _require_claimed(connection, window_id, lease)
+        require_claimed(connection, window_id, lease)
         repository.write_evaluation(connection, window_id, evaluation, clock())
 
 
@@ -224,7 +234,7 @@ def conclude(
         _verify(database, artifacts, candidate)
     now, activation = clock(), None
     with database.write() as connection:
-        window = _require_claimed(connection, window_id, lease)
+        window = require_claimed(connection, window_id, lease)
         for evaluation in outcome.evaluations:
             repository.write_evaluation(connection, window_id, evaluation, now)
         if candidate is not None:
@@ -274,7 +284,7 @@ def fail(
 ) -> bool:
     """Note that an attempt failed; True when the window will be tried again. Raises LeaseLost."""
     with database.write() as connection:
-        window = _require_claimed(connection, window_id, lease)
+        window = require_claimed(connection, window_id, lease)
         extra: dict[str, object] = {} if steps is None else {"steps": list(steps)}
         finish(connection, window, WindowState.FAILED, clock(), reason=reason[:2000], **extra)
     again = window.attempts < settings.window_attempts
@@ -292,15 +302,6 @@ def _give_up(window: Window, reason: str) -> None:
 def _between(start: datetime | None, now: datetime, end: datetime) -> bool:
     """Whether `now` lies in a wait that began at `start`: not when the clock has been set back behind it."""
     return start is not None and start <= now < end
-
-
-def _require_claimed(connection: Connection, window_id: int, lease: Lease) -> Window:
-    """The window, locked. Raises LeaseLost unless it is being trained under `lease`, which is in force."""
-    leases.check(connection, lease)
-    window = repository.find(connection, window_id, lock=True)
-    if window is None or window.state is not WindowState.TRAINING or window.lease_fence != lease.fence:
-        raise LeaseLost(f"window {window_id} is no longer this updater's to work on; nothing was written")
-    return window
 
 
 def _verify(database: Database, artifacts: ArtifactStore, candidate: NewAdapter) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from service.kit.crash_points import VARIABLE, CrashPoint
+from service.kit.crash_points import PAUSE_VARIABLE, VARIABLE, CrashPoint
 from tests.chaos.scenarios import sized
 from tests.chaos.stand import PATIENCE, Stand
 from tests.leases import run_out
@@ -62,6 +62,29 @@ def test_an_updater_that_is_killed_anywhere_leaves_one_outcome_for_each_window(
     assert len(seen.replies) > kills
     figures |= {"dialect": stand.database.dialect, "points": len(CrashPoint), "kills": kills, "windows": len(windows)}
     figures |= {"outcomes_a_window": 1, "partial_folders_visible": 0, "replies": len(seen.replies), "serving_5xx": 0}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", POSTGRESQL], indirect=True)
+def test_an_updater_that_was_paused_once_it_had_judged_publishes_nothing_beside_the_one_that_took_over(
+    stand: Stand,
+) -> None:
+    paused = stand.updater(**{PAUSE_VARIABLE.removeprefix("ADAPTIDE_"): CrashPoint.JUDGED.value})
+    number = stand.newcomers()
+    stand.until("it is paused", lambda: psutil.Process(paused.pid).status() == psutil.STATUS_STOPPED or None)
+    run_out(stand.database)
+    another = stand.updater(LEARNING_RATE_UPDATE="0.011")  # its adapter would be another one
+    concluded = stand.concluded(number)
+    assert (concluded.verdict, concluded.attempts) == ("promoted", 2)
+    stand.stop(another)
+
+    paused.signal(signal.SIGCONT)
+    stand.until("the paused one leaves the window", lambda: paused.said('"event":"window_left"') or None)
+
+    stand.stop(paused)
+    assert stand.window(number) == concluded
+    assert stand.counts(number) == (1, 1)
+    assert [name for name in stand.visible() if int(name[1:7]) == number] == [concluded.candidate_version]
+    assert stand.left_behind() == []
 
 
 @pytest.mark.scenario(25)

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from service.errors import LeaseLost
 from service.kit import leases
 from service.kit.db import Database
-from service.kit.lease_keeper import held
+from service.kit.lease_keeper import Pulse, held
 from service.kit.leases import Lease
 from tests.leases import run_out
+from tests.worlds import eventually
 
 LONG = timedelta(hours=1)
 NAME = "updater"
@@ -97,3 +98,30 @@ def test_the_renewing_thread_ends_with_the_block(database: Database) -> None:
     with held(database, NAME, "a", LONG):
         assert "lease-updater" in {thread.name for thread in threading.enumerate()}
     assert "lease-updater" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_lease_is_given_up_while_its_block_still_runs_once_that_shows_no_progress(database: Database) -> None:
+    now, told = [0.0], list[float]()
+    pulse = Pulse(timedelta(hours=1), told.append, clock=lambda: now[0])
+    with held(database, NAME, "stuck", timedelta(seconds=0.6), pulse) as lease:
+        assert lease is not None
+        now[0] = 3_000.0
+        pulse.beat()
+        now[0] = 6_600.0
+        time.sleep(0.5)  # renewals were due
+        check(database, lease)
+        assert told == []
+
+        now[0] = 6_601.0
+        eventually(lambda: bool(told))
+        assert told == [3_601.0]
+        eventually(lambda: _free(database))
+        with pytest.raises(LeaseLost):
+            check(database, lease)
+        with pytest.raises(LeaseLost, match="no progress for 3600 s"):
+            pulse.beat()  # what comes to itself now is too late
+
+
+def _free(database: Database) -> bool:
+    with database.write() as connection:
+        return leases.acquire(connection, NAME, "other", LONG) is not None

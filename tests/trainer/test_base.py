@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.adapters import repository as adapter_rows
@@ -24,14 +25,17 @@ from service.windows.states import SealedBecause, WindowState
 from tests import worlds
 from tests.conftest import SetClock
 from trainer.base import BuiltBase, build_base
+from trainer.examples import UserStream, build_examples
 from trainer.language_base import LanguageRecipe, TrainMode
 from trainer.progress import Report, silent
 from trainer.recipe import BaseRecipe, make_recipe
-from trainer.tiny import TinyConfig
+from trainer.tiny import TinyConfig, whole_sequences
 from trainer.tokenizer.fit import Quantiser, TextEncoderKind, TokenizerConfig
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the dialect plays no part
 
+NOBODY = np.empty(0, dtype=np.int64)
+"""What a user did before."""
 QUICK = BaseRecipe(
     tiny=TinyConfig(hidden=32, layers=1, heads=1),
     tokenizer=TokenizerConfig(quantiser=Quantiser.RQKMEANS),
@@ -204,6 +208,34 @@ def test_too_little_to_learn_from_is_refused_and_nothing_is_published(shop: Shop
     assert shop.published() == []
     assert worlds.row_counts(shop.database) == before
     assert adapters.read_registry(shop.database).pointer.revision == 0
+
+
+@pytest.mark.parametrize("loud", [0, 20])
+def test_a_user_who_did_more_than_counts_keeps_the_latest_to_itself(loud: int) -> None:
+    streams = [UserStream(f"u{user:02d}", NOBODY, 1000 + 7 * user + np.arange(7)) for user in range(40)]
+    streams.insert(loud, UserStream("loud", NOBODY, np.arange(300)))
+
+    examples = build_examples(streams, history_items=20, min_events=5, user_share=0.1)
+
+    learnt = [rows.tolist() for rows in whole_sequences(examples)]
+    share = len(learnt[loud])
+    assert learnt.pop(loud) == list(range(298 - share, 298))
+    assert share == 22  # 22 of 222 are no more than a tenth, 23 of 223 are
+    assert learnt == [list(range(1000 + 7 * user, 1005 + 7 * user)) for user in range(40)]
+
+
+@on_sqlite
+@pytest.mark.parametrize("loud", ["a", "u20x"])  # the first of all users and one between the others
+def test_a_base_is_built_of_users_of_whom_one_did_far_more_than_the_others(shop: Shop, loud: str) -> None:
+    shop.stock()
+    shop.send(list(worlds.walks("quiet", users=40, length=7, step=1)))
+    shop.send([event | {"user_id": loud} for event in worlds.walks("loud", users=1, length=300, step=1)])
+
+    made = shop.build()
+
+    assert made.steps[2]["users"] == 41
+    assert made.steps[2]["targets"] == 40 * 5 + 22  # of the 38 that the loud one had before its validation item
+    assert adapters.read_registry(shop.database).pointer.base_id == made.base_id
 
 
 def test_events_without_items_are_refused(shop: Shop) -> None:

@@ -119,7 +119,7 @@ def test_the_first_adapter_has_the_settings_rank_and_scale() -> None:
 def test_a_refusal_leaves_no_lora_on_the_backbone() -> None:
     backbone, chosen = tiny_backbone(), settings(method="sum-lora-all")
     lora = LoraBackbone(tiny_backbone(), rank=MAX_RANK, alpha=2 * MAX_RANK, dropout=0.0, seed=0)
-    widest = Adapter(lora.tensors(), 2.0, "single-evolving")
+    widest = Adapter({name: torch.ones_like(t) for name, t in lora.tensors().items()}, 2.0, "single-evolving")
     before = scores(backbone)
 
     with pytest.raises(ConfigurationError, match="engines take"):

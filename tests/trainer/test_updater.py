@@ -1,6 +1,9 @@
 """A window's whole way through the updater, with a real base: what is due, what comes of it, what can go wrong."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import structlog
 import torch
 
 from service.adapters import repository as adapter_rows
@@ -41,6 +45,7 @@ from trainer.methods.base import Adapter, Covariance, Stage
 from trainer.methods.single_evolving import SingleEvolving
 from trainer.outcome import Range, open_range, rehearsal_summary, window_summary
 from trainer.streams import load_streams
+from trainer.telemetry import SILENT
 from trainer.updater import Updater
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the dialect plays no part
@@ -85,8 +90,9 @@ class Desk:
         self.database, self.settings, self.clock = database, settings, clock
         self.artifacts = ArtifactStore(settings.artifacts_dir)
 
-    def updater(self, **changes: Any) -> Updater:
-        return Updater(self.database, self.settings.model_copy(update=changes), self.clock, self.artifacts)
+    def updater(self, monotonic: Callable[[], float] = time.monotonic, **changes: Any) -> Updater:
+        settings = self.settings.model_copy(update=changes)
+        return Updater(self.database, settings, self.clock, self.artifacts, monotonic=monotonic)
 
     def send(self, events: list[dict[str, Any]]) -> None:
         worlds.send(self.database, self.clock, events)
@@ -529,6 +535,63 @@ def test_a_rehearsal_without_a_base_or_events_says_so(desk: Desk) -> None:
     update = desk.updater().rehearse(open_range(desk.database, None))
     assert update.verdict is WindowState.SKIPPED
     assert "adaptide base build" in (update.reason or "")
+
+
+@pytest.mark.parametrize("where", ["evaluate before", "fit", "evaluate after"])
+def test_an_update_that_hangs_loses_its_window_to_another_updater_and_writes_nothing_more(
+    desk: Desk, built: BuiltBase, where: str
+) -> None:
+    now, hangs, goes_on = [0.0], threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        assert goes_on.wait(120)
+
+    lease = timedelta(seconds=3)  # renewed each second, also while it hangs
+    first = desk.updater(lambda: now[0], lease_duration=lease, update_silence=timedelta(minutes=50))
+    second = desk.updater(lease_duration=lease, learning_rate_update=1.1e-2)  # its adapter would be another one
+    desk.send(worlds.later_walks())
+    silent = SILENT._value.get()
+    with ThreadPoolExecutor(1) as aside, structlog.testing.capture_logs() as told:
+        stuck = aside.submit(first.tick, once(where, hang))
+        try:
+            assert hangs.wait(120)
+            now[0] = 3_000.0
+            time.sleep(lease.total_seconds() + 1)
+            assert second.tick() is None  # 50 minutes are not more than 50 minutes
+
+            now[0] = 3_001.0
+            worlds.eventually(lambda: SILENT._value.get() == silent + 1, 60)
+            taken: list[Window] = []
+            worlds.eventually(lambda: taken.extend(filter(None, [second.tick()])) or bool(taken), 60)
+            published = desk.published()
+        finally:
+            goes_on.set()
+        left = worked(stuck.result(120))
+
+    [window] = taken
+    assert (window.window_id, window.attempts, window.verdict) == (2, 2, "promoted")
+    assert left == window == windows.read_window(desk.database, 2)
+    assert desk.published() == published == {built.adapter_version, window.candidate_version}
+    [error] = [line for line in told if line["log_level"] == "error"]
+    assert (error["event"], error["window_id"], error["seconds"]) == ("update_silent", 2, 3_001)
+    [word] = [line for line in told if line["event"] == "window_left"]
+    assert "no progress for 3000 s" in word["reason"]
+    desk.send(worlds.later_walks(2))
+    assert worked(first.tick()).verdict == "promoted"  # it works again
+
+
+def test_the_reports_of_an_update_come_also_from_within_its_evaluations(desk: Desk, built: BuiltBase) -> None:
+    seen: list[tuple[str, int, int]] = []
+    desk.send(worlds.later_walks())
+
+    worked(desk.updater(evaluation_items_per_user=3).tick(lambda *said: seen.append(said)))
+
+    told = {step: [said[1:] for said in seen if said[0] == step] for step, _, _ in seen}
+    # 60 test and 180 prequential cases in batches of 64, of the base and of the incumbent
+    assert told["evaluate before"] == [(0, 2)] * 5 + [(1, 2)] * 5 + [(2, 2)]
+    assert told["evaluate after"] == [(0, 1)] * 2 + [(1, 1)]
+    assert told["fit"][0] == (0, 1)  # from the validation of the starting point
 
 
 def backbone_of(desk: Desk, built: BuiltBase) -> Backbone:

@@ -45,6 +45,11 @@ class Adapter:
     def rank(self) -> int:
         return rank_of(self.tensors)
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every B is 0, as of the adapter that a base is published with where D_1 gave it none."""
+        return not any(bool(tensor.any()) for name, tensor in self.tensors.items() if name.endswith(".lora_B.weight"))
+
 
 def _tensors(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -1,7 +1,8 @@
 """What the cumulative methods share: the adapters of past windows, kept whole, and stacking them into one LoRA.
 
 State: `adapter.<i>/<PEFT name>` for the adapters of past windows, oldest first; the last is the one that its own window
-trained. An incumbent of another method counts as one past adapter, as it is served.
+trained. An incumbent of another method counts as one past adapter, as it is served; one that changes nothing (a base's
+first) as none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def past_adapters(incumbent: Adapter | None, name: str, scope: Scope) -> list[Lo
     if incumbent is None:
         return []
     if incumbent.method != name:
-        return [incumbent.tensors]
+        return [] if incumbent.changes_nothing else [incumbent.tensors]
     found: dict[int, dict[str, Tensor]] = {}
     for key, tensor in incumbent.state.items():
         if key.startswith("adapter."):
@@ -65,13 +66,13 @@ class Cumulative:
         self._scope, self._inherit = scope, inherit
 
     def rank(self, incumbent: Adapter | None, default: int) -> int:
-        """The rank of the last past adapter; `default` without one.
+        """The rank of the last past adapter; without one the incumbent's, or `default`.
 
         Raises ConfigurationError beyond what engines take.
         """
         past = past_adapters(incumbent, self.name, self._scope)
         if not past:
-            return default
+            return incumbent.rank if incumbent else default
         own = rank_of(past[-1])
         if (total := sum(map(rank_of, past)) + own) > MAX_RANK:
             raise ConfigurationError(

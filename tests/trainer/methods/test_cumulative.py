@@ -29,7 +29,7 @@ from tests.trainer.methods.windows import (
     written_and_read,
 )
 from trainer.learn import adapt
-from trainer.lora import save_adapter
+from trainer.lora import LoraTensors, save_adapter
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
 
@@ -148,6 +148,27 @@ def test_an_adapter_of_another_method_counts_as_one_past_adapter_as_it_is_served
         assert all(torch.equal(t, before.tensors[key]) for key, t in found.started.items() if ".lora_B." in key)
 
 
+@every_method
+def test_an_adapter_that_changes_nothing_is_no_past_one(name: str) -> None:
+    """As the first adapter of a base is that D_1 was trained into whole: A kaiming, B 0. A backtest has none there."""
+    fresh = fresh_adapter(chain("single-evolving")[0].started)
+
+    found = train(name, 1, fresh)
+
+    assert same(found.adapter.tensors, chain(name)[0].adapter.tensors)
+    assert same(found.adapter.state, chain(name)[0].adapter.state)
+    assert make_method(settings(method=name)).rank(fresh, 99) == RANK  # its own, as of one that evolves
+
+
+@every_method
+def test_a_first_window_that_brings_nothing_better_leaves_an_adapter_that_changes_nothing(name: str) -> None:
+    fresh, chosen = fresh_adapter(chain("single-evolving")[0].started), settings(method=name, learning_rate_update=1e18)
+
+    found, report = adapt(tiny_backbone(), fresh, make_method(chosen), window(1), CODES, chosen)
+
+    assert (found, report.best_epoch) == (None, 0)
+
+
 @pytest.mark.parametrize("family", ["sum-lora", "sd-lora", "inf-lora"])
 def test_a_first_window_is_the_same_whatever_the_scope_and_the_start(family: str) -> None:
     """There is no past to hold or to inherit from."""
@@ -189,3 +210,8 @@ def test_changes_of_modules_add_up() -> None:
     for module in modules_of(last.tensors):
         expected = sum(change(own_tensors(one), module, last.scale) for one in found)
         torch.testing.assert_close(change(last.tensors, module, last.scale), expected, atol=1e-6, rtol=1e-5)
+
+
+def fresh_adapter(tensors: LoraTensors) -> Adapter:
+    """With these As, and Bs of zeros."""
+    return Adapter({n: t if ".lora_A." in n else torch.zeros_like(t) for n, t in tensors.items()}, 2.0, "fresh")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.methods.windows import chain, change, modules_of, own_tensors, same, train
+from tests.trainer.methods.windows import RANK, chain, change, modules_of, own_tensors, same, train
 from trainer.lora import LoraTensors
 from trainer.methods.base import Adapter
+from trainer.methods.cumulative import state_of
 
 NAMES = [f"sum-lora-{scope}{inherit}" for scope in ("all", "latest") for inherit in ("", "-inherit")]
 
@@ -37,12 +38,13 @@ def test_a_first_window_is_single_evolvings_bit_for_bit(name: str) -> None:
 
 
 def test_a_past_adapter_that_is_zero_adds_nothing() -> None:
-    """As the first adapter of a new base is: A kaiming, B 0, and no norm to divide by."""
+    """As the first of a state that an earlier version wrote: a base's first adapter, B 0 and no norm to divide by."""
     first = chain("single-evolving")[0]
     fresh = {name: t if ".lora_A." in name else torch.zeros_like(t) for name, t in first.started.items()}
 
-    found = train("sum-lora-all", 1, Adapter(fresh, 2.0, "fresh"))
+    found = train("sum-lora-all", 1, Adapter(fresh, 2.0, "sum-lora-all", state_of([fresh])))
 
+    assert found.adapter.rank == 2 * RANK
     assert all(bool(tensor.isfinite().all()) for tensor in found.adapter.tensors.values())
     for module in modules_of(fresh):
         torch.testing.assert_close(
