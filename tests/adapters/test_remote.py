@@ -24,6 +24,7 @@ from service.errors import (
 from service.kit.objects import ObjectFolder
 from service.settings import Settings
 from tests.adapters.tiny import adapter_folder, adapter_tensors, base_folder
+from tests.rights import linux, locked
 from tests.s3 import KEY, SECRET, Answer, S3Server, between, refuse, serving, use
 
 DATE = "Sun, 01 Mar 2026 12:00:00 GMT"
@@ -168,6 +169,18 @@ def test_a_damaged_cache_entry_is_thrown_away_and_fetched_again(
     again = store.open_adapter(adapter.id, adapter.digest, base)
     assert (again.path / WEIGHTS).read_bytes() == good
     assert not (again.path / "extra.json").exists()
+
+
+@linux
+def test_a_cache_entry_that_cannot_be_read_now_is_kept(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published
+) -> None:
+    path = store.open_adapter(adapter.id, adapter.digest, base).path / WEIGHTS
+    before = path.stat().st_ino
+    with locked(path), pytest.raises(ArtifactUnreachable, match="give this user the right"):
+        store.open_adapter(adapter.id, adapter.digest, base)
+    assert store.open_adapter(adapter.id, adapter.digest, base).path / WEIGHTS == path
+    assert path.stat().st_ino == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "delete", "manifest"])
