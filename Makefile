@@ -26,7 +26,7 @@ LOAD_VENV := .venv-load
 LOAD_PIP := $(LOAD_VENV)/bin/python -m pip --disable-pip-version-check --no-input
 SBOM := build/sbom.json
 # The parts that must be covered whole, as coverage's and mutmut's reports name them.
-WHOLE := service/access/service.py,service/adapters/contents.py,service/adapters/integrity.py,service/adapters/lora.py,service/adapters/manifest.py,service/adapters/states.py,service/adapters/tensors.py,service/kit/keys.py,service/windows/sealing.py,service/windows/service.py,service/windows/states.py
+WHOLE := service/access/service.py,service/adapters/artifacts.py,service/adapters/contents.py,service/adapters/folder.py,service/adapters/integrity.py,service/adapters/lora.py,service/adapters/manifest.py,service/adapters/remote.py,service/adapters/signatures.py,service/adapters/states.py,service/adapters/tensors.py,service/kit/keys.py,service/windows/sealing.py,service/windows/service.py,service/windows/states.py
 EXAMPLES ?= 5000
 CHAOS_FIGURES := $(abspath .chaos.jsonl)
 FASTAPI := $(shell sed -n '/^fastapi==/p' constraints.txt)

@@ -18,7 +18,7 @@ AdaptideError
 ├── ArtifactError                 a base or adapter failed verification and was not loaded
 │   ├── ArtifactUntrusted         no key that is accepted here signed it; says nothing about its content
 │   └── ArtifactMissing           its folder is not there (wrong or unmounted ARTIFACTS_URL), not damaged
-│       └── ArtifactUnreachable   where it lies does not answer, refuses, or there is no room to fetch it to
+│       └── ArtifactUnreachable   where it lies does not answer or refuses, this machine cannot read it, or has no room
 ├── ObjectsError                  objects could not be read, written or listed
 │   ├── ObjectMissing             an object is not there
 │   └── ObjectsAway               the place does not answer, or refuses

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     database_answer_timeout: Annotated[timedelta, Field(gt=timedelta(0))] = timedelta(seconds=1.5)
     """PostgreSQL: a request waits for the store so long; then events get 503, and recommendations do without it. On
     either store, one that writes waits so long for its turn."""
+    keys_without_store: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(minutes=5)
+    """While the store does not answer, a key that a replica has looked up this long ago at most may go on reading there
+    (docs/access.md); a key revoked meanwhile reads as long."""
     database_pooler: Pooler = Pooler.NONE
     """`transaction` behind pgbouncer or the like in transaction mode: no prepared statements, no start-up options."""
     event_partition: Annotated[timedelta, Field(ge=timedelta(hours=1))] = timedelta(days=30)

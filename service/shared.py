@@ -9,6 +9,7 @@ from service.events.schemas import Event
 from service.health import PartState
 from service.http.rate_limit import RateLimiter
 from service.kit.redis_link import RedisLink
+from service.recommend import answer_cache
 from service.recommend.answer_cache import AnswerCache
 from service.recommend.past_cache import PastCache
 from service.recommend.popularity_cache import SharedCounts
@@ -46,9 +47,9 @@ class Shared:
             self.pasts.stored(events)
 
     def user_erased(self, user_id: str) -> None:
-        """See PastCache.forget."""
-        if self.pasts is not None:
-            self.pasts.forget([user_id])
+        """The pasts and the answers that others keep of the user, whether this process keeps any or not."""
+        if self.pasts is not None and self.link is not None:
+            _forget(self.link, self.pasts, user_id)
 
     def health(self) -> PartState:
         """Ready in any case: all that Redis does can be done without it."""
@@ -135,6 +136,11 @@ def told_of_erasures(settings: Settings) -> Iterator[Callable[[str], None]]:
     link.connect()
     try:
         pasts = PastCache(link, settings)
-        yield lambda user_id: pasts.forget([user_id])
+        yield lambda user_id: _forget(link, pasts, user_id)
     finally:
         link.stop()
+
+
+def _forget(link: RedisLink, pasts: PastCache, user_id: str) -> None:
+    pasts.forget([user_id])
+    answer_cache.forget(link, user_id)

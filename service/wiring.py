@@ -215,7 +215,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         watch = PlaceWatch(artifacts)
         checks["artifacts"] = _place_check(watch)
         background.append(watch)
-    access = AccessService(prompt, clock)
+    access = AccessService(prompt, clock, without_store=settings.keys_without_store)
     return Services(
         settings=settings,
         database=database,

@@ -20,7 +20,7 @@ MAX_NAME = 128
 MAX_EXPIRES_IN = timedelta(days=3650)
 MAX_GRACE = timedelta(days=90)
 CACHE_SECONDS = 4.0  # a revoked key must be refused within 5 s, one slow look-up included
-STALE_SECONDS = 300.0  # how long a key that was good stays good while the store does not answer
+LATELY_SECONDS = 300.0  # so long ago, a good key's address is not judged by what else comes from it
 TOUCH_EVERY = timedelta(minutes=1)
 _CACHE_SIZE = 10_000
 _REFUSAL = "a valid API key is needed: Authorization: Bearer KEY"
@@ -37,8 +37,17 @@ class _Verified:
 class AccessService:
     """Safe to share between threads."""
 
-    def __init__(self, database: Database, clock: Clock, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        without_store: timedelta = timedelta(0),
+    ) -> None:
+        """without_store: how long a key that was good may go on reading while the store does not answer."""
         self._database, self._clock, self._monotonic = database, clock, monotonic
+        self._without_store_s = without_store.total_seconds()
         self._verified: dict[str, _Verified] = {}  # by digest of the token; tokens are not kept
         self._lock = threading.Lock()
 
@@ -122,13 +131,14 @@ class AccessService:
         return self._recall(keys.digest(token), CACHE_SECONDS)
 
     def was_good(self, token: str) -> bool:
-        """Whether `token` was looked up and good in the last 5 minutes. Never blocks."""
-        return self._recall(keys.digest(token), STALE_SECONDS) is not None
+        """Whether `token` was looked up and good in the last 5 minutes, or may still read without the store. Never
+        blocks."""
+        return self._recall(keys.digest(token), max(LATELY_SECONDS, self._without_store_s)) is not None
 
     def authenticate(self, token: str, needs: Scope = Scope.READ) -> Principal:
         """Whom `token` stands for. Raises Unauthenticated, the same for every reason; StoreUnavailable.
 
-        While the store does not answer, a key that was good in the last 5 minutes may still read, and no more than
+        While the store does not answer, a key that was good lately (`without_store`) may still read, and no more than
         that: losing the store must not stop recommendations. Everything else needs the store anyhow.
         """
         digest = keys.digest(token)
@@ -142,7 +152,7 @@ class AccessService:
             with self._database.read() as connection:
                 found = repository.find(connection, key_id)
         except StoreUnavailable:
-            if needs is Scope.READ and (known := self._recall(digest, STALE_SECONDS)):
+            if needs is Scope.READ and (known := self._recall(digest, self._without_store_s)):
                 return known
             raise
         if found is None or not keys.matches(token, found[1]) or not found[0].usable(self._clock()):

@@ -34,7 +34,7 @@ from service.adapters.lora import Dimensions
 from service.adapters.manifest import MANIFEST, Kind, Manifest
 from service.adapters.remote import RemoteShelf
 from service.adapters.signatures import NO_KEYS, Keys
-from service.errors import ArtifactError
+from service.errors import ArtifactError, ArtifactUnreachable
 from service.kit.files import set_aside, stale_staging
 
 log = structlog.get_logger(__name__)
@@ -87,8 +87,8 @@ class ArtifactStore:
     """Publishes and opens artifacts in one place. Safe to share between threads and processes.
 
     Every method raises ArtifactError saying which artifact and why, ArtifactMissing when its folder is not there,
-    ArtifactUnreachable (one of the latter) when the object store does not answer or refuses, ArtifactUntrusted when
-    it is not signed by one of `keys`.
+    ArtifactUnreachable (one of the latter) when the object store does not answer or refuses, or this machine cannot
+    read the folder now, ArtifactUntrusted when it is not signed by one of `keys`.
     """
 
     def __init__(self, root: Path, remote: RemoteShelf | None = None, keys: Keys = NO_KEYS) -> None:
@@ -236,6 +236,8 @@ class ArtifactStore:
         fetched = self.remote.bring(room, path.name, digest, kind)
         try:
             return read(path, self._manifest(room, path, digest, kind), hold)
+        except ArtifactUnreachable:  # nothing was seen of what is cached
+            raise
         except ArtifactError as error:
             if fetched:
                 raise
@@ -308,8 +310,10 @@ class ArtifactStore:
 
 @contextmanager
 def _about(subject: str) -> Iterator[None]:
-    """Name the artifact in every refusal."""
+    """Name the artifact in every refusal; what a folder answers to being looked at or changed becomes one."""
     try:
         yield
     except ArtifactError as error:
         raise type(error)(f"{subject} refused: {error.detail}") from error
+    except OSError as error:
+        raise manifests.unreadable(error, f"{subject} refused: {error.filename} cannot be used") from error

@@ -15,7 +15,7 @@ from service.adapters.manifest import (
     read_plain,
 )
 from service.adapters.signatures import MAX_SIGNATURE_BYTES, SIGNATURE
-from service.errors import ArtifactError, ArtifactMissing
+from service.errors import ArtifactError, ArtifactMissing, ArtifactUnreachable
 from service.kit.crash_points import CrashPoint, crash_point
 from service.kit.files import fsync_path, newest_write, publish_folder, staging_beside
 
@@ -72,6 +72,8 @@ def folder_signature(path: Path) -> bytes | None:
     """The bytes of an artifact's signature, None when it has none."""
     try:
         return read_plain(path / SIGNATURE, MAX_SIGNATURE_BYTES)
+    except ArtifactUnreachable:  # there may well be one
+        raise
     except ArtifactMissing:
         return None
 

@@ -172,8 +172,8 @@ def _remove(
         if type(error) is not ArtifactMissing:
             done.failed[name] = error.detail
         return
-    except (ArtifactError, OSError) as error:
-        done.failed[name] = error.detail if isinstance(error, ArtifactError) else str(error.strerror)
+    except ArtifactError as error:
+        done.failed[name] = error.detail
         return
     deleted.append(name)
     done.bytes += size

@@ -1,5 +1,6 @@
 """A folder and the manifest that lists every byte of it. Reading never follows a link and never leaves the folder."""
 
+import errno
 import hashlib
 import os
 import re
@@ -14,13 +15,18 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from service.errors import ArtifactError, ArtifactMissing
+from service.errors import ArtifactError, ArtifactMissing, ArtifactUnreachable
 
 MANIFEST = "manifest.json"
 MAX_FILES = 256
 MAX_MANIFEST_BYTES = 4 * 2**20
 _CHUNK = 2**20
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+# What is in a folder can cause these, for whoever reads it. Any other is this machine's trouble, or this moment's.
+_ITS_OWN = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO, errno.ENODEV}
+_FILES = "raise the limit on open files (ulimit -n), or see what keeps so many open"
+_RIGHTS = "give this user the right to read it"
+_ADVICE = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS}
 
 
 class Kind(StrEnum):
@@ -80,10 +86,19 @@ def decode_manifest(data: bytes, kind: Kind) -> Manifest:
     return manifest
 
 
+def unreadable(error: OSError, what: str) -> ArtifactError:
+    """`error` as one of ours: ArtifactUnreachable unless what is read is itself to blame. what: "X cannot be read"."""
+    said = f"{what}: {error.strerror or error}"
+    if error.errno in _ITS_OWN:
+        return ArtifactError(said)
+    return ArtifactUnreachable(f"{said}; {_ADVICE.get(error.errno or 0, 'see to its disk, or mount it again')}")
+
+
 def list_files(folder: Path) -> dict[str, int]:
     """Relative path -> bytes of every file below `folder`, at most two levels deep.
 
-    Raises ArtifactMissing when `folder` is not there, ArtifactError when anything in it is not a plain file or folder.
+    Raises ArtifactMissing when `folder` is not there, ArtifactUnreachable when it cannot be read from here,
+    ArtifactError when anything in it is not a plain file or folder.
     """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
@@ -106,7 +121,7 @@ def list_files(folder: Path) -> dict[str, int]:
             f"{folder} is not there; check ADAPTIDE_ARTIFACTS_URL or restore it from a backup"
         ) from error
     except OSError as error:
-        raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
+        raise unreadable(error, f"{folder} cannot be read") from error
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -116,7 +131,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[BinaryIO]:
-    """A plain file opened for reading; its last part is not followed when it is a link. Raises ArtifactError."""
+    """A plain file opened for reading, and for nothing else within the block; its last part is not followed when it is
+    a link. Raises ArtifactError: ArtifactMissing, and ArtifactUnreachable when it cannot be read from here."""
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -124,17 +140,23 @@ def open_plain(path: Path) -> Iterator[BinaryIO]:
         raise ArtifactMissing(
             f"{path} is not there; check ADAPTIDE_ARTIFACTS_URL or restore it from a backup"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(error, f"{path} cannot be opened") from error
+    except ValueError as error:
         raise ArtifactError(f"{str(path)!r} cannot be opened: {error}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)  # fdopen would fail in its own way on a folder
-        raise ArtifactError(f"{path} is not a plain file")
-    with os.fdopen(descriptor, "rb") as file:
-        yield file
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ArtifactError(f"{path} is not a plain file")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    except OSError as error:
+        raise unreadable(error, f"{path} cannot be read") from error
+    finally:
+        os.close(descriptor)
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """All bytes of a plain file of at most `limit` bytes. Raises ArtifactError."""
+    """All bytes of a plain file of at most `limit` bytes. Raises as open_plain does."""
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size) if size <= limit else b""
@@ -144,24 +166,29 @@ def read_plain(path: Path, limit: int) -> bytes:
 
 
 def hash_plain(path: Path) -> FileEntry:
-    """Size and SHA-256 of a plain file, read in pieces."""
+    """Size and SHA-256 of a plain file, read in pieces. Raises as open_plain does."""
     digest, size = hashlib.sha256(), 0
-    with open_plain(path) as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-            size += len(piece)
+    for piece in _pieces(path):
+        digest.update(piece)
+        size += len(piece)
     return FileEntry(digest.hexdigest(), size)
 
 
 def copy_plain(source: Path, target: Path) -> FileEntry:
-    """Copy a plain file and say what was written."""
+    """Copy a plain file and say what was written. Raises as open_plain does for `source`, OSError for `target`."""
     digest, size = hashlib.sha256(), 0
-    with open_plain(source) as file, target.open("xb") as copy:
-        while piece := file.read(_CHUNK):
+    with target.open("xb") as copy:
+        for piece in _pieces(source):
             digest.update(piece)
             size += len(piece)
             copy.write(piece)
     return FileEntry(digest.hexdigest(), size)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with open_plain(path) as file:
+        while piece := file.read(_CHUNK):
+            yield piece
 
 
 def check_entry(path: Path, entry: FileEntry) -> None:

@@ -185,16 +185,18 @@ class RemoteShelf:
         contents.check_sizes({file: size for file, size in found.items() if file in manifest.files}, manifest)
 
     def _fetch(self, path: str, file: str, entry: FileEntry, target: Path) -> None:
-        for last in (False, True):  # once more: the network may have damaged it, not the store
-            digest = hashlib.sha256()
-            with target.open("wb") as copy:
-                for piece in self.objects.pieces(path, entry.size):
-                    digest.update(piece)
-                    copy.write(piece)
-            if digest.hexdigest() == entry.sha256:
-                return
-            if last:
-                raise ArtifactError(f"{file} is not what the manifest's sha256 says")
+        if self._copied(path, entry, target):
+            return
+        if not self._copied(path, entry, target):  # the network may have damaged it, not the store
+            raise ArtifactError(f"{file} is not what the manifest's sha256 says")
+
+    def _copied(self, path: str, entry: FileEntry, target: Path) -> bool:
+        digest = hashlib.sha256()
+        with target.open("wb") as copy:
+            for piece in self.objects.pieces(path, entry.size):
+                digest.update(piece)
+                copy.write(piece)
+        return digest.hexdigest() == entry.sha256
 
     def _check_object(self, path: str, file: str, entry: FileEntry) -> None:
         digest = hashlib.sha256()

@@ -95,6 +95,9 @@ def create_engine(url: sa.URL, limits: Limits, **arguments: Any) -> Engine:
         max_overflow=limits.pool_overflow,
         pool_timeout=limits.pool_s,
         pool_pre_ping=True,
+        # Said at each BEGIN, whatever a role, a database or a pooler would have it be. What waits for a lock reads what
+        # was committed meanwhile, which a snapshot from before the wait would not show.
+        isolation_level="READ COMMITTED",
         connect_args=connect,
         **arguments,
     )

@@ -1,7 +1,9 @@
 """What was generated for exactly the same question a moment ago, shared by the replicas through Redis.
 
 The key holds everything that shapes the answer (the past itself, not only whose it is; the base, the adapter, the
-catalogue's revision), so there is nothing to invalidate: whatever changes makes another key.
+catalogue's revision), so there is nothing to invalidate: whatever changes makes another key. But for an erasure, which
+leaves a mark: while there is one, nothing is kept or found for that user, and it outlasts what was kept before it. An
+answer carries the link's epoch too, for an erasure that Redis could not be told of.
 """
 
 import asyncio
@@ -9,24 +11,61 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from service.catalog.index import CatalogueIndex
 from service.errors import Unavailable
 from service.kit.grouped import Grouped
-from service.kit.redis_link import RedisAway, RedisLink
+from service.kit.redis_link import RedisAway, RedisLink, new_token
 from service.recommend.history import UserPast
 from service.recommend.schemas import RecommendationRequest
 from service.settings import Settings
 from service.telemetry import CACHE
 
-if TYPE_CHECKING:
-    from redis import Redis
-
 TOGETHER = 64
 QUEUED = 16 * TOGETHER
+FORMAT = 2  # of what is kept; replicas of another version keep theirs apart
+MARK_MS = 120_000  # a minute that an answer lives at most, and one that a request takes to leave it
+
+# KEYS: epoch, then for each answer its key and its user's mark. ARGV: milliseconds, a new epoch's token, the answers.
+KEEP = """
+local epoch = redis.call('GET', KEYS[1])
+if not epoch then
+  epoch = ARGV[2]
+  redis.call('SET', KEYS[1], epoch)
+end
+for i = 3, #ARGV do
+  if not redis.call('GET', KEYS[2 * i - 3]) then
+    redis.call('SET', KEYS[2 * i - 4], epoch .. '|' .. ARGV[i], 'PX', ARGV[1])
+  end
+end
+return 1
+"""
+
+
+def forget(link: RedisLink, user_id: str) -> None:
+    """The user is erased: what was answered is not given again, nor what is being answered. Never raises; when Redis
+    cannot be told, nothing in it is trusted any more."""
+    try:
+        link.run(lambda client: client.set(_mark(link, user_id), 1, px=MARK_MS))
+    except RedisAway:
+        link.distrust()
+
+
+def _mark(link: RedisLink, user_id: str | None) -> str:
+    """Where it says that a user was erased; None: where it never says so."""
+    who = "nobody" if user_id is None else hashlib.blake2b(user_id.encode(), digest_size=16).hexdigest()
+    return link.key("erased", who)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """digest: of everything that is asked but for the model. mark: the key that says that its user was erased."""
+
+    digest: bytes
+    mark: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +121,8 @@ class AnswerCache:
 
     def question(
         self, request: RecommendationRequest, past: UserPast, latest: Sequence[str], index: CatalogueIndex
-    ) -> bytes:
-        """What is asked, but for the model. latest: the history that is taken."""
+    ) -> Question:
+        """latest: the history that is taken."""
         what = [
             self._shape,
             request.user_id,
@@ -98,16 +137,17 @@ class AnswerCache:
             index.base_id,
             index.revision,
         ]
-        return hashlib.blake2b(orjson.dumps(what), digest_size=24).digest()
+        digest = hashlib.blake2b(orjson.dumps(what), digest_size=24).digest()
+        return Question(digest, _mark(self._link, request.user_id))
 
-    async def find(self, question: bytes, model: tuple[str | None, str | None] | None = None) -> KeptAnswer | None:
+    async def find(self, question: Question, model: tuple[str | None, str | None] | None = None) -> KeptAnswer | None:
         """What this model (base, adapter version; None: the one in service now) answered to this question, if it is
         still kept."""
         base_id, version = model or self._serving()
         if base_id is None:
             return None
         try:
-            raw = await asyncio.wrap_future(self._finder.ask(self._key(question, base_id, version)))
+            raw = await asyncio.wrap_future(self._finder.ask((self._key(question, base_id, version), question.mark)))
         except (RedisAway, Unavailable):
             CACHE.labels("recommendation", "away").inc()
             return None
@@ -117,31 +157,31 @@ class AnswerCache:
         item_ids, scores, *made = orjson.loads(raw)
         return KeptAnswer(tuple(item_ids), tuple(scores), base_id, version, *made)
 
-    def keep(self, question: bytes, answer: KeptAnswer) -> None:
+    def keep(self, question: Question, answer: KeptAnswer) -> None:
         """Leave an answer for whoever asks next. It is not waited for."""
         if not self._link.up:
             return
         key = self._key(question, answer.base_id, answer.adapter_version)
         try:
             made = [answer.recommendation_id, answer.computed, answer.settings_id]
-            self._keeper.ask((key, orjson.dumps([answer.item_ids, answer.scores, *made])))
+            self._keeper.ask((key, question.mark, orjson.dumps([answer.item_ids, answer.scores, *made])))
         except Unavailable:  # so much is going on that this one does not matter
             return
 
-    def _key(self, question: bytes, base_id: str, version: str | None) -> str:
-        digest = hashlib.blake2b(orjson.dumps([base_id, version]), key=question, digest_size=16)
+    def _key(self, question: Question, base_id: str, version: str | None) -> str:
+        digest = hashlib.blake2b(orjson.dumps([FORMAT, base_id, version]), key=question.digest, digest_size=16)
         return self._link.key("answer", digest.hexdigest())
 
-    def _get(self, keys: Sequence[str]) -> list[bytes | None]:
-        found: Any = self._link.run(lambda client: client.mget(keys))  # bytes or None: nothing is decoded
-        return list(found)
+    def _get(self, asked: Sequence[tuple[str, str]]) -> list[bytes | None]:
+        keys = [self._link.epoch_key, *(key for pair in asked for key in pair)]
+        held: Any = self._link.run(lambda client: client.mget(keys))  # bytes or None: nothing is decoded
+        stamp = (held[0] or b"") + b"|"
+        return [
+            raw[len(stamp) :] if raw is not None and mark is None and raw.startswith(stamp) else None
+            for raw, mark in zip(held[1::2], held[2::2], strict=True)
+        ]
 
-    def _set(self, answers: Sequence[tuple[str, bytes]]) -> list[None]:
-        def send(client: "Redis") -> None:
-            with client.pipeline(transaction=False) as pipeline:
-                for key, value in answers:
-                    pipeline.set(key, value, px=self._milliseconds)
-                pipeline.execute()
-
-        self._link.run(send)
+    def _set(self, answers: Sequence[tuple[str, str, bytes]]) -> list[None]:
+        keys = [self._link.epoch_key, *(key for answer in answers for key in answer[:2])]
+        self._link.script(KEEP, keys, [self._milliseconds, new_token(), *(value for _, _, value in answers)])
         return [None] * len(answers)

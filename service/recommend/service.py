@@ -24,7 +24,7 @@ from service.generation.engine import GenerationRequest
 from service.kit.clock import Clock
 from service.kit.ids import uuid7
 from service.recommend import explain
-from service.recommend.answer_cache import AnswerCache, KeptAnswer
+from service.recommend.answer_cache import AnswerCache, KeptAnswer, Question
 from service.recommend.basis import RecordedSettings, SettingsIds, asked, batch_basis, past_basis
 from service.recommend.compose import Ranked, compose, parts_of
 from service.recommend.diversity import penalty
@@ -177,7 +177,7 @@ class Recommender:
         store_failed: bool,
         candidate: LiveTrial | None,
         due: float,
-    ) -> tuple[bytes | None, Ranked | None]:
+    ) -> tuple[Question | None, Ranked | None]:
         """The question to keep an answer under, and what is kept for it. Nothing for a past that is not known."""
         if self._answers is None or store_failed or not latest or request.exploration:
             return None, None
@@ -200,7 +200,7 @@ class Recommender:
             found.settings_id,
         )
 
-    def _keep(self, question: bytes | None, index: CatalogueIndex, ranked: Ranked, recommendation_id: str) -> None:
+    def _keep(self, question: Question | None, index: CatalogueIndex, ranked: Ranked, recommendation_id: str) -> None:
         if self._answers is None or question is None or ranked.base_id is None or ranked.outside:
             return
         settings_id = ranked.settings.id if isinstance(ranked.settings, RecordedSettings) else None

@@ -16,6 +16,7 @@ from service.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable,
 from service.http.failure_limit import FailureLimiter
 from service.kit.db import Database
 from service.kit.rates import MOST_KEYS, Rates
+from service.settings import Settings
 from tests.conftest import SetClock
 
 READ = frozenset({Scope.READ})
@@ -153,7 +154,7 @@ def test_a_key_needs_a_scope_and_a_sensible_expiry(access: AccessService) -> Non
 def test_a_known_key_stays_good_while_the_store_is_gone_and_an_unknown_one_is_not_judged(
     clock: SetClock, stopwatch: Stopwatch, database: Database
 ) -> None:
-    access = AccessService(database, clock, stopwatch)
+    access = AccessService(database, clock, stopwatch, without_store=Settings().keys_without_store)
     token = access.create("shop", READ, actor="cli").token
     other = access.create("other", READ, actor="cli").token
     access.authenticate(token)
@@ -171,7 +172,7 @@ def test_a_known_key_stays_good_while_the_store_is_gone_and_an_unknown_one_is_no
 def test_while_the_store_is_gone_a_known_key_may_read_and_no_more(
     clock: SetClock, stopwatch: Stopwatch, database: Database
 ) -> None:
-    access = AccessService(database, clock, stopwatch)
+    access = AccessService(database, clock, stopwatch, without_store=timedelta(seconds=5))
     token = access.create("shop", frozenset({Scope.ADMIN}), actor="cli").token
     access.authenticate(token)
     access._database = Database("postgresql://nobody@127.0.0.1:1/none", lock_timeout_s=1)
@@ -180,6 +181,27 @@ def test_while_the_store_is_gone_a_known_key_may_read_and_no_more(
     for scope in (Scope.WRITE, Scope.ADMIN):
         with pytest.raises(StoreUnavailable):
             access.authenticate(token, scope)
+
+
+@pytest.mark.parametrize(("allowed", "good_after_s"), [(timedelta(0), 4), (timedelta(hours=8), 8 * 3600)])
+def test_how_long_a_key_reads_without_the_store_can_be_set(
+    clock: SetClock, stopwatch: Stopwatch, database: Database, allowed: timedelta, good_after_s: float
+) -> None:
+    access = AccessService(database, clock, stopwatch, without_store=allowed)
+    token = access.create("shop", frozenset({Scope.ADMIN}), actor="cli").token
+    access.authenticate(token)
+    access._database = Database("postgresql://nobody@127.0.0.1:1/none", lock_timeout_s=1)
+    stopwatch.seconds += good_after_s
+    assert access.authenticate(token, Scope.READ).name == "shop"
+    assert access.was_good(token), "a flood of bad keys from its address does not keep it out"
+    for scope in (Scope.WRITE, Scope.ADMIN):
+        if allowed:
+            with pytest.raises(StoreUnavailable):
+                access.authenticate(token, scope)
+    stopwatch.seconds += 1
+    with pytest.raises(StoreUnavailable):
+        access.authenticate(token, Scope.READ)
+    assert access.was_good(token) == (not allowed)  # for five minutes at least
 
 
 # --- rotation ---

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.access.schemas import Scope
-from service.access.service import CACHE_SECONDS, MAX_EXPIRES_IN, MAX_NAME, STALE_SECONDS, AccessService
+from service.access.service import CACHE_SECONDS, LATELY_SECONDS, MAX_EXPIRES_IN, MAX_NAME, AccessService
 from service.access.tables import api_keys
 from service.audit import repository as audit
 from service.errors import InvalidRequest, StoreUnavailable, Unauthenticated
@@ -136,8 +136,8 @@ def test_a_key_that_was_refused_is_forgotten(access: AccessService, stopwatch: S
     stopwatch.seconds += CACHE_SECONDS + 1
     with pytest.raises(Unauthenticated):
         access.authenticate(token)
-    assert STALE_SECONDS > CACHE_SECONDS  # so that a forgetful store would still know it
-    assert access._recall(keys.digest(token), STALE_SECONDS) is None
+    assert LATELY_SECONDS > CACHE_SECONDS  # so that a forgetful store would still know it
+    assert access._recall(keys.digest(token), LATELY_SECONDS) is None
 
 
 @pytest.mark.parametrize("key_id", ["a" * 33, "a" * 31 + "-", "é\x00", "a-b"])

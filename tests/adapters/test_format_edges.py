@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from service.adapters import contents, lora, manifest, tensors
-from service.adapters.artifacts import ArtifactStore
+from service.adapters.artifacts import BASES, ArtifactStore
+from service.adapters.folder import check_same, publish_to_folder, write_signature
 from service.adapters.lora import Dimensions, check_config, expected_shapes, read_weights
 from service.adapters.manifest import FileEntry, Kind, Manifest, decode_manifest
 from service.adapters.tensors import TensorInfo
 from service.errors import ArtifactError, ArtifactMissing
 from tests.adapters.tiny import CONFIG, MODEL, adapter_folder, adapter_tensors, base_folder
+from tests.rights import by_anybody, linux
 
 BASE_ID = "b-0123456789abcdef"
 HASH = hashlib.sha256(b"abc").hexdigest()
@@ -191,6 +194,7 @@ def test_a_manifest_is_read_as_it_was_written() -> None:
         (document(files={"a": {"sha256": HASH, "bytes": True}}), "malformed entry"),
         (document(files={"a": {"sha256": 5, "bytes": 3}}), "cannot be read"),
         (document(files=[]), "cannot be read"),
+        (document(files={str(i): {"sha256": HASH, "bytes": 3} for i in range(257)}), "more than 256 files"),
         (document(metadata=[]), "malformed metadata"),
         (b"{}", "cannot be read"),
         (b"[]", "cannot be read"),
@@ -686,3 +690,111 @@ def test_weights_that_do_not_fit_are_refused(weights: dict[str, Any], said: str)
 def test_a_norm_of_a_thousand_is_the_most() -> None:
     edge = np.array([[1000, 0, 0], [0, 0, 0]], np.float32)
     assert read_weights(save(small(**{A: edge})), SMALL_CONFIG, SMALL)[A].max() == 1000
+
+
+# --- a whole artifact ---
+
+
+def test_a_config_may_not_describe_more_than_there_are_weights(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    with pytest.raises(ArtifactError, match="describes 4000000 parameters"):
+        store.publish_base(base_folder(tmp_path / "base", vocab_size=10**6), {})
+
+
+@pytest.mark.parametrize("norms", [[1.0], {"layer": "1"}, {"layer": -1.0}])
+def test_norms_that_are_no_numbers_are_refused(tmp_path: Path, norms: Any) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    with pytest.raises(ArtifactError, match="norms are no numbers"):
+        store.publish_base(base_folder(tmp_path / "base"), {contents.NORMS: norms})
+
+
+def test_no_model_has_more_than_ten_thousand_adapted_layers() -> None:
+    def listed(count: int) -> dict[str, Any]:
+        return {"modules": {f"layer.{i}": [1, 1] for i in range(count)}}
+
+    assert len(Dimensions.listed(listed(lora.MOST_LAYERS)).modules) == lora.MOST_LAYERS
+    with pytest.raises(ArtifactError, match="lists 10001 modules"):
+        Dimensions.listed(listed(lora.MOST_LAYERS + 1))
+
+
+def test_a_folder_under_another_name_than_its_manifests_is_refused(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    made = store.publish_base(base_folder(tmp_path / "base"), {})
+    made.path.rename(made.path.parent / BASE_ID)
+    with pytest.raises(ArtifactError, match="its name is not that of its manifest"):
+        store.open_base(BASE_ID, made.digest)
+
+
+# --- a folder of artifacts ---
+
+
+def test_an_artifact_is_as_old_as_its_manifest_and_one_without_as_what_was_written_last(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    made = store.publish_base(base_folder(tmp_path / "base"), {})
+    sizes = manifest.list_files(made.path)
+    os.utime(made.path / manifest.MANIFEST, (50, 50))
+    assert store.measure(BASES, made.id) == (sum(sizes.values()), datetime.fromtimestamp(50, UTC))
+    (made.path / manifest.MANIFEST).unlink()
+    for path in (made.path, *made.path.rglob("*")):
+        os.utime(path, (60, 60))
+    os.utime(made.path / "codec" / "codec.json", (70, 70))
+    assert store.measure(BASES, made.id)[1] == datetime.fromtimestamp(70, UTC)
+    assert store.names(BASES) == [made.id]
+    store.remove(BASES, made.id)
+    assert store.names(BASES) == []
+    with pytest.raises(ArtifactMissing):
+        store.measure(BASES, made.id)
+
+
+def test_what_killed_publishers_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    made = store.publish_base(base_folder(tmp_path / "base"), {})
+    left = made.path.parent / ".staging-1"
+    left.mkdir()
+    os.utime(left, (50, 50))
+    assert store.remove_staging(datetime.fromtimestamp(50, UTC)) == 0
+    assert store.remove_staging(datetime.fromtimestamp(51, UTC)) == 1
+    assert [path.name for path in made.path.parent.iterdir()] == [made.id]
+
+
+def test_a_file_in_place_of_the_folder_of_artifacts_is_named(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").touch()
+    with pytest.raises(ArtifactError, match="artifacts is not a folder; set ADAPTIDE_ARTIFACTS_URL"):
+        ArtifactStore(tmp_path / "artifacts").check()
+
+
+@linux
+def test_a_folder_that_takes_nothing_is_told_to_who_would_write(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    store.check(write=True)  # it is made when it is needed
+    store.root.mkdir(mode=0o500)
+    by_anybody(store.check)
+    with pytest.raises(ArtifactError, match="give this user the right, or set ADAPTIDE_ARTIFACTS_URL"):
+        by_anybody(lambda: store.check(write=True))
+
+
+def test_what_changes_while_it_is_published_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_bytes(b"abc")
+    described = Manifest(Kind.ADAPTER, {"a": FileEntry(HASH, 3)}, {})
+    target = tmp_path / "artifacts" / "adapters" / "x"
+    assert publish_to_folder(target, tmp_path / "source", described, None)
+    assert not publish_to_folder(target, tmp_path / "source", described, None)
+    (tmp_path / "source" / "a").write_bytes(b"abd")
+    with pytest.raises(ArtifactError, match="a changed while it was being published"):
+        publish_to_folder(target.with_name("y"), tmp_path / "source", described, None)
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+def test_a_published_name_with_another_manifest_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    target = tmp_path / "artifacts" / "adapters" / "x"
+    publish_to_folder(target, tmp_path / "source", Manifest(Kind.ADAPTER, {}, {}), None)
+    check_same(target, Manifest(Kind.ADAPTER, {}, {}), None)
+    with pytest.raises(ArtifactError, match="already published with other content"):
+        check_same(target, Manifest(Kind.ADAPTER, {}, {"x": 1}), None)
+
+
+def test_a_signature_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="its signature could not be written: No such file"):
+        write_signature(tmp_path / "nowhere" / "x", b"{}")

@@ -24,6 +24,7 @@ from service.errors import (
 from service.kit.objects import ObjectFolder
 from service.settings import Settings
 from tests.adapters.tiny import adapter_folder, adapter_tensors, base_folder
+from tests.rights import linux, locked
 from tests.s3 import KEY, SECRET, Answer, S3Server, between, refuse, serving, use
 
 DATE = "Sun, 01 Mar 2026 12:00:00 GMT"
@@ -168,6 +169,18 @@ def test_a_damaged_cache_entry_is_thrown_away_and_fetched_again(
     again = store.open_adapter(adapter.id, adapter.digest, base)
     assert (again.path / WEIGHTS).read_bytes() == good
     assert not (again.path / "extra.json").exists()
+
+
+@linux
+def test_a_cache_entry_that_cannot_be_read_now_is_kept(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published
+) -> None:
+    path = store.open_adapter(adapter.id, adapter.digest, base).path / WEIGHTS
+    before = path.stat().st_ino
+    with locked(path), pytest.raises(ArtifactUnreachable, match="give this user the right"):
+        store.open_adapter(adapter.id, adapter.digest, base)
+    assert store.open_adapter(adapter.id, adapter.digest, base).path / WEIGHTS == path
+    assert path.stat().st_ino == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "delete", "manifest"])
@@ -335,6 +348,24 @@ def test_a_download_that_is_damaged_on_its_way_is_fetched_once_more(
     assert len(asked) == 2
 
 
+def test_what_another_process_fetches_meanwhile_is_as_good(
+    server: S3Server, base: VerifiedBase, adapter: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, shared = threading.Lock(), opened(tmp_path, "shared")  # it has looked at the server's address already
+
+    def meddle(method: str, path: str, body: bytes) -> Answer:
+        if path.endswith(WEIGHTS) and method == "GET" and first.acquire(blocking=False):
+            shared.open_adapter(adapter.id, adapter.digest, base)
+        return None
+
+    with between(server, meddle) as url:
+        use(monkeypatch, url)
+        late = opened(tmp_path, "shared")
+        assert late.open_adapter(adapter.id, adapter.digest, base).version == adapter.id
+    assert first.locked()
+    assert [path.name for path in (shared.root / ADAPTERS).iterdir() if path.is_dir()] == [adapter.id]
+
+
 def test_a_server_that_says_nothing_is_given_up(
     server: S3Server, base: VerifiedBase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -401,6 +432,55 @@ def test_what_is_damaged_does_not_keep_others_from_being_read(
     assert store.open_adapter(other.id, other.digest, base).version == other.id
 
 
+def test_what_was_fetched_and_does_not_fit_is_refused_at_once(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published, tmp_path: Path
+) -> None:
+    other = store.publish_base(base_folder(tmp_path / "other", value=0.7), {})
+    elsewhere = opened(tmp_path, "elsewhere")
+    held = elsewhere.open_base(other.id, other.digest)
+    with pytest.raises(ArtifactError, match=f"made for base {base.base_id}, not for {other.id}"):
+        elsewhere.open_adapter(adapter.id, adapter.digest, held)
+
+
+def test_dimensions_come_from_the_bucket_where_the_cache_is_damaged_and_from_nowhere_when_both_are(
+    store: ArtifactStore, base: VerifiedBase, bucket: Path
+) -> None:
+    (base.path / "model" / "config.json").write_text("{}")
+    assert store.read_dimensions(base.base_id, base.digest) == base.dimensions
+    config = published(bucket, base.base_id) / "model" / "config.json"
+    config.write_bytes(config.read_bytes()[:-1] + b" ")
+    with pytest.raises(ArtifactError, match=r"model/config\.json is not what the manifest's sha256 says"):
+        store.read_dimensions(base.base_id, base.digest)
+
+
+def test_publishing_again_what_lies_there_damaged_is_an_error(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published, bucket: Path, tmp_path: Path
+) -> None:
+    weights = published(bucket, adapter.id) / WEIGHTS
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS} in .* is not what was uploaded"):
+        store.publish_adapter(adapter_folder(tmp_path / "again"), {"base_id": base.base_id}, 7)
+
+
+def test_nothing_has_no_size(store: ArtifactStore) -> None:
+    with pytest.raises(ArtifactMissing, match="nothing is there"):
+        store.measure(ADAPTERS, "a000009-000000000000")
+
+
+@linux
+def test_a_cache_that_takes_nothing_is_out_of_reach(
+    store: ArtifactStore, base: VerifiedBase, adapter: Published, tmp_path: Path
+) -> None:
+    elsewhere = opened(tmp_path, "elsewhere")
+    held = elsewhere.open_base(base.base_id, base.digest)
+    assert elsewhere.remote is not None
+    elsewhere.remote.cache.hold(ADAPTERS, adapter.id)  # its lock is there
+    with locked(elsewhere.root / ADAPTERS, 0o500), pytest.raises(ArtifactUnreachable, match="could not be fetched"):
+        elsewhere.open_adapter(adapter.id, adapter.digest, held)
+    assert elsewhere.open_adapter(adapter.id, adapter.digest, held).version == adapter.id
+
+
 def test_signatures_travel_and_a_cache_from_before_the_key_is_fetched_anew(
     store: ArtifactStore, base: VerifiedBase, adapter: Published, tmp_path: Path
 ) -> None:
@@ -409,6 +489,7 @@ def test_signatures_travel_and_a_cache_from_before_the_key_is_fetched_anew(
     keyed = opened(tmp_path, signing_key=old)
     with pytest.raises(ArtifactUntrusted, match="not signed"):
         keyed.open_base(base.base_id, base.digest)
+    assert keyed.without_keys().open_base(base.base_id, base.digest) == base
     for room, name, digest in ((BASES, base.base_id, base.digest), (ADAPTERS, adapter.id, adapter.digest)):
         assert keyed.sign(room, name, digest)
         assert not keyed.sign(room, name, digest)

@@ -1,6 +1,8 @@
 """The same question within a moment is answered from Redis; whatever shapes the answer makes another question."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,21 +10,24 @@ import pytest
 import sqlalchemy as sa
 
 from service.catalog.index import CatalogueIndex, IndexedItem
+from service.kit.clock import utc_now
 from service.kit.db import Database
 from service.kit.redis_link import RedisLink
-from service.recommend.answer_cache import AnswerCache
+from service.recommend.answer_cache import AnswerCache, KeptAnswer, Question, forget
 from service.recommend.history import UserPast
 from service.recommend.replay import replay
 from service.recommend.schemas import Filters, RecommendationRequest
 from service.recommend.tables import recommendations
 from service.settings import FilterMode, Settings
+from service.shared import told_of_erasures
 from service.telemetry import REGISTRY
+from service.users.service import erase_user
 from tests import worlds
 from tests.built import BuiltWorld
 from tests.conftest import SetClock
 from tests.recommend.shop import Shop, ids, ladder
 from tests.shared.conftest import PATIENCE
-from tests.shared.servers import Replica, replicas, soon
+from tests.shared.servers import OwnRedis, Replica, replicas, soon
 from trainer.base import BuiltBase
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -160,6 +165,94 @@ def test_a_filled_or_explored_list_is_searched_for_again_and_a_filtered_one_keep
     ):
         one.ask(**asked)
         assert searches(one, **asked) > 0
+
+
+@pytest.mark.parametrize("how", ["api", "command"])
+def test_an_erased_users_answers_are_not_given_again(pair: tuple[Shop, Shop], how: str) -> None:
+    """The same question as before: its past is its own, so nothing in it changes with the erasure."""
+    one, two = pair
+    asked = {"user_id": "u00", "history": ids(one.ask(user_id="u00"))[:2], "include_seen": True}
+    other = asked | {"user_id": "u01"}
+    for question in (asked, other):
+        one.ask(**question)
+        soon(lambda question=question: searches(two, **question) == 0)  # type: ignore[misc]  # bound for B023
+    if how == "api":
+        assert one.client.delete("/v1/users/u00").status_code == 200
+    else:
+        with told_of_erasures(one.services.settings) as tell:
+            erase_user(one.services.database, "u00", clock=utc_now, actor="cli", on_erased=tell)
+    assert [searches(shop, **asked) for shop in (two, one, two)] == [1, 1, 1]
+    assert searches(two, **other) == 0
+
+
+LIFE = timedelta(seconds=60)
+ANSWER = KeptAnswer(("a",), (0.5,), "b-1", None, "r", {}, None)
+NO_ITEMS = CatalogueIndex((), 7, "b-1")
+
+
+@contextmanager
+def started(link: RedisLink, settings: Settings) -> Iterator[AnswerCache]:
+    cache = AnswerCache(link, settings, LIFE, lambda: ("b-1", None))
+    cache.start()
+    try:
+        yield cache
+    finally:
+        cache.stop()
+
+
+def question_of(cache: AnswerCache, user_id: str | None) -> Question:
+    past = UserPast(("a",), ("a",))
+    return cache.question(RecommendationRequest(user_id=user_id), past, past.latest, NO_ITEMS)
+
+
+def found(cache: AnswerCache, user_id: str | None) -> KeptAnswer | None:
+    return asyncio.run(cache.find(question_of(cache, user_id)))
+
+
+def kept(cache: AnswerCache, user_id: str | None) -> None:
+    cache.keep(question_of(cache, user_id), ANSWER)
+    soon(lambda: found(cache, user_id) == ANSWER)
+
+
+def test_what_was_being_answered_while_a_user_was_erased_is_not_kept(link: RedisLink, settings: Settings) -> None:
+    with started(link, settings) as cache:
+        kept(cache, "u")
+        under_way = question_of(cache, "u")
+        forget(link, "u")
+        assert found(cache, "u") is None
+        cache.keep(under_way, ANSWER)
+        kept(cache, None)  # behind it
+        kept(cache, "v")
+        assert found(cache, "u") is None
+        assert link.run(lambda client: client.pttl(under_way.mark)) > 2 * LIFE.total_seconds() * 1000 - 30_000
+
+
+def test_an_erasure_that_redis_was_not_told_of_ends_every_answer_once_it_answers(
+    own_redis: OwnRedis, settings: Settings
+) -> None:
+    writer = RedisLink(own_redis.url, timeout=timedelta(seconds=0.2))
+    reader = RedisLink(own_redis.url, timeout=PATIENCE)
+    assert reader.connect()
+    writer.start()
+    soon(lambda: writer.up)
+    with started(reader, settings) as cache:
+        kept(cache, "u")
+        own_redis.pause()
+        soon(lambda: not writer.up)
+        forget(writer, "u")
+        own_redis.go_on()
+        soon(lambda: writer.up)
+        assert found(cache, "u") is None
+        kept(cache, "v")
+    for link in (writer, reader):
+        link.stop()
+
+
+def test_an_answer_is_kept_where_redis_was_emptied(link: RedisLink, settings: Settings) -> None:
+    with started(link, settings) as cache:
+        link.run(lambda client: client.delete(link.epoch_key))
+        assert found(cache, "u") is None
+        kept(cache, "u")
 
 
 def test_everything_that_shapes_an_answer_is_in_the_question(settings: Settings, link: RedisLink) -> None:

@@ -18,6 +18,8 @@ from service.kit.db import Database
 from service.kit.leases import Lease
 from service.settings import Settings
 from service.telemetry import WINDOWS_GIVEN_UP
+from service.trials import repository as trials
+from service.users import service as users
 from service.windows import service
 from service.windows.repository import Evaluation, Window
 from service.windows.service import UPDATER_LEASE, Outcome
@@ -162,6 +164,39 @@ def test_an_outcome_and_its_candidate_go_together(
     with pytest.raises(Conflict, match="is not of window"):
         conclude(shelf, window, lease, Outcome(WindowState.REFUSED, candidate=shelf.candidate(base, 0.1, 99)))
     assert service.read_window(shelf.database, window.window_id).state is WindowState.TRAINING
+
+
+def test_a_candidate_that_learnt_from_an_erased_user_is_not_registered(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
+) -> None:
+    base = shelf.active_base()
+    sealed(shelf.database, clock, settings)
+    window = claim(shelf, settings, lease)
+    candidate = shelf.candidate(base, 0.1, window.window_id)
+    with shelf.database.read() as connection:
+        before = users.count_erasures(connection)
+    users.erase_user(shelf.database, "u", clock=clock, actor="cli")
+    both, other = (users.Learners(who, before) for who in (("t", "u"), ("t",)))
+    with pytest.raises(Conflict, match="1 of the users that it learnt from were erased"):
+        conclude(shelf, window, lease, Outcome(WindowState.REFUSED, "worse", candidate, learners=both))
+    conclude(shelf, window, lease, Outcome(WindowState.REFUSED, "worse", candidate, learners=other))
+    assert adapters.read_adapter(shelf.database, candidate.adapter_version).adapter.state is AdapterState.REFUSED
+
+
+def test_a_candidate_on_trial_serves_its_share_and_is_not_promoted(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
+) -> None:
+    base = shelf.active_base()
+    sealed(shelf.database, clock, settings)
+    window = claim(shelf, settings, lease)
+    candidate = shelf.candidate(base, 0.1, window.window_id)
+    assert conclude(shelf, window, lease, Outcome(WindowState.CANARY, "better", candidate)) is None
+    with shelf.database.read() as connection:
+        trial = trials.latest(connection)
+    assert trial is not None
+    assert (trial.adapter_version, trial.share) == (candidate.adapter_version, 0.1)
+    assert adapters.read_registry(shelf.database).pointer.adapter_version is None
+    assert service.read_window(shelf.database, window.window_id).state is WindowState.CANARY
 
 
 def test_an_admin_who_moved_the_pointer_meanwhile_is_not_overruled(
