@@ -10,7 +10,10 @@ from collections.abc import Iterable
 
 PARTS = {
     "states": ("service.adapters.states", "service.windows.states"),
-    "verify": tuple(f"service.adapters.{name}" for name in ("contents", "integrity", "lora", "manifest", "tensors")),
+    "verify": tuple(
+        f"service.adapters.{name}"
+        for name in ("contents", "folder", "integrity", "lora", "manifest", "signatures", "tensors")
+    ),
     "keys": ("service.access.service", "service.kit.keys"),
     "windows": ("service.windows.sealing", "service.windows.service"),
 }

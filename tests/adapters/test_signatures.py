@@ -55,6 +55,13 @@ def test_what_is_published_with_a_key_opens_with_it_and_without_any(tmp_path: Pa
     assert set(document) == {"format", "hmac_sha256", "key"}
 
 
+def test_a_signature_is_the_same_in_every_version() -> None:
+    """What is signed stays signed; both from `openssl dgst -sha256 -hmac KEY`, of "adaptide manifest 1\\n{}" and of
+    "adaptide key id 1\\n"."""
+    mac = b"9137a6f035f25e9fe5baa87fb210dc881bf1658bed831936fa577ce08b264b96"
+    assert Keys("k" * 32).sign(b"{}") == b'{"format":1,"hmac_sha256":"' + mac + b'","key":"9b606239"}'
+
+
 def test_without_a_key_nothing_is_signed(tmp_path: Path) -> None:
     made = signed_by(tmp_path).publish_base(base_folder(tmp_path / "base"), {})
     assert not (made.path / SIGNATURE).exists()
@@ -221,6 +228,11 @@ def test_keys_that_are_none_are_refused_and_not_shown(
         load_settings()
     assert "kkkk" not in str(refused.value)
     assert "short" not in str(refused.value)
+
+
+def test_a_refusal_names_every_key_that_counts() -> None:
+    with pytest.raises(ArtifactUntrusted, match=f"here only {', '.join(Keys(OLD, [NEW]).ids)} count"):
+        Keys(OLD, [NEW]).check(b"{}", Keys("x" * 40).sign(b"{}"))
 
 
 def test_keys_show_themselves_by_their_numbers_only() -> None:
