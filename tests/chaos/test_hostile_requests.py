@@ -411,7 +411,6 @@ def test_who_does_not_read_the_replies_takes_little_and_is_let_go(target: Target
         "deaf_held_by_system_mib": round(max(held_by_system) / MIB, 1),
         "deaf_ended_after_s": round(ended_s, 1),
     }
-    print(figures)
     assert growth <= MOST_GROWTH, figures
     assert max(held_by_system) <= SLOW * 2 * SEND_BYTES, figures
     assert held_by_system[-1] == 0, figures
