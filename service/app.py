@@ -48,6 +48,7 @@ ROUTERS = (
     service.recommend.endpoints.router,
     service.recommend.endpoints.admin,
     service.events.endpoints.router,
+    service.users.endpoints.exports,
     service.users.endpoints.router,
     service.catalog.endpoints.router,
     service.adapters.endpoints.router,

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from service.access.endpoints import Admin, Reader, Writer
-from service.errors import PayloadTooLarge
+from service.errors import InvalidRequest, PayloadTooLarge
 from service.http.problems import malformed_body
 from service.wiring import ServicesDep
 
@@ -88,12 +88,14 @@ async def _whole(
 
 
 def _parsed(adapter: TypeAdapter[Model], body: bytearray, request: Request) -> Model:
-    """Raises InvalidRequest or RequestValidationError, with the codes that FastAPI gives."""
+    """Raises RequestValidationError, with the codes that FastAPI gives."""
     if not body:
         raise RequestValidationError([{"loc": ("body",), "type": "missing", "msg": "Field required"}])
     need_json(request.headers.get("content-type", ""))
     try:
         return adapter.validate_python(read_json(body), from_attributes=True)
+    except InvalidRequest as error:  # as FastAPI has it: a matter of shape, which is no refused deed
+        raise RequestValidationError([{"loc": ("body",), "type": "json_invalid", "msg": error.detail}]) from None
     except ValidationError as error:
         raise wrong(error) from None
 

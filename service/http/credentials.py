@@ -11,5 +11,5 @@ def authorization(scope: Scope) -> str:
 
 
 def token_of(scope: Scope) -> str:
-    """What stands after the scheme, "" for nothing; stripped of more than ASCII's white space, such as \\xa0 and \\x85."""
+    """What stands after the scheme, "" for nothing; stripped of all white space of Unicode, as \\xa0 and \\x85."""
     return get_authorization_scheme_param(authorization(scope))[1]
