@@ -246,7 +246,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
             workers=settings.database_pool_size,  # the pool's overflow is left to those who read
             patience=settings.database_answer_timeout,
         ),
-        questions=Room(settings.intake_max_bytes),
+        questions=Room(max(settings.max_body_bytes, settings.intake_max_bytes // 2)),
         houses=_houses(settings),
         details=details,
         background=tuple(background),

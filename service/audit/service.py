@@ -14,7 +14,7 @@ from service.kit.db import Database
 from service.kit.rates import Rates
 
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 1 / 60, 20
-"""Of one key; the next row says how many more there were. Nobody may fill the log by being refused: it cannot be pruned."""
+"""Of one key; the next row says how many more there were. Nobody may fill the log, which cannot be pruned."""
 
 log = structlog.get_logger(__name__)
 
