@@ -86,6 +86,8 @@ class PatientProtocol(HttpToolsProtocol):
                 return
         if self.cycle is None or self.cycle.response_complete:  # a head, or a body that was answered unread
             self._start_timer()
+        elif self.cycle.more_body and not self._in_head:
+            self.flow.pause_reading()  # until the application asks for more, which it may not do without a good key
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
