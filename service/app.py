@@ -28,7 +28,7 @@ import service.windows.endpoints
 from service.http import problems
 from service.http.admission import AdmissionMiddleware
 from service.http.body_limit import BodyLimitMiddleware
-from service.http.docs import OPENAPI, add_docs
+from service.http.docs import add_docs
 from service.http.draining import DrainingMiddleware
 from service.http.failure_limit import FailureLimitMiddleware
 from service.http.openapi import document
@@ -48,6 +48,7 @@ ROUTERS = (
     service.recommend.endpoints.router,
     service.recommend.endpoints.admin,
     service.events.endpoints.router,
+    service.users.endpoints.exports,
     service.users.endpoints.router,
     service.catalog.endpoints.router,
     service.adapters.endpoints.router,
@@ -88,7 +89,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        openapi_url=OPENAPI if settings.serves_docs else None,
+        openapi_url=None,
         telemetry=NO_TELEMETRY,
     )
     app.state.services = services

@@ -33,6 +33,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 KeyId = Annotated[str, typer.Argument(help="The part of the key between the underscores.")]
 # The computing thread takes the interpreter's lock at every operation; by default it may wait 5 ms for it each time.
 SWITCH_S = 0.0005
+SEND_BYTES = 128 * 1024
+"""What the system may hold of a connection's replies (Linux takes twice that); by itself it goes up to 4 MiB."""
+RECEIVE_BYTES = 32 * 1024
+"""What a connection can bring at once, before anybody looked at its key (likewise): by itself 256 KiB and more."""
 
 
 def run(commands: typer.Typer) -> NoReturn:
@@ -131,6 +135,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"{host} is no address that can be bound: {error.strerror}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # of its connections as well
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

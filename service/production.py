@@ -15,6 +15,9 @@ WELL_KNOWN = frozenset(
 )
 """Passwords that examples and images carry."""
 SHORTEST = 8
+DISTINCT = 8
+"""Characters that a signing key has, well-known words aside; 32 random digits have fewer once in a thousand times."""
+_RANDOM = f"(no word or piece over and over, {DISTINCT} different characters or more: openssl rand -hex 32)"
 _POSTGRES_ELSEWHERE = ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGSSLCERT")
 _PROVES_ITSELF = frozenset({"password", "passfile", "service", "sslcert"})  # in the query of a URL
 
@@ -53,8 +56,20 @@ def _others(settings: "Settings", environment: Mapping[str, str]) -> Iterator[st
         yield "ADAPTIDE_ARTIFACTS_URL names the place of artifacts (the default is a folder under HOME)"
     if not settings.signing_key.get_secret_value():
         yield "ADAPTIDE_SIGNING_KEY is set"
+    elif _is_no_chance(settings.signing_key.get_secret_value()):
+        yield f"ADAPTIDE_SIGNING_KEY is random {_RANDOM}"
+    if any(_is_no_chance(key) for key in settings.keys_accepted):
+        yield f"every key of ADAPTIDE_SIGNING_KEYS_ACCEPTED is random {_RANDOM}"
     if tests := sorted(name for name in environment if name.startswith("ADAPTIDE_TEST_")):
         yield f"{', '.join(tests)} is unset: it is for tests"
+
+
+def _is_no_chance(key: str) -> bool:
+    """Whether a signing key is one that somebody typed: a piece again and again, or little more than known words."""
+    left = key.lower()
+    for word in WELL_KNOWN:
+        left = left.replace(word, "")
+    return len(set(left)) < DISTINCT or key in (key + key)[1:-1]
 
 
 def _parsed(given: str) -> URL | None:

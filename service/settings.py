@@ -239,7 +239,7 @@ class Settings(BaseSettings):
     intake_max_requests: Positive = 256
     """Requests with events or items that a process works on or lets wait; more get 503: a second or two of a disk."""
     intake_max_bytes: Positive = 8 * 2**20
-    """What their bodies may have together; more get 503. About 75 batches of 500 plain events."""
+    """What their bodies may have together, those of recommendations half of it besides; else 503. 75 batches of 500."""
 
     window_max_age: timedelta = timedelta(hours=1)
     """An open window with enough events is sealed at this age."""

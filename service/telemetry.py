@@ -79,13 +79,14 @@ BATCH_SIZE = Histogram(
 )
 SHED = Counter(
     "adaptide_shed_requests_total",
-    "Requests refused at the door: the queue stands, or too many came at once.",
+    "Requests refused at the door: the queue stands, or too many came at once, or too many bytes of them.",
     ["kind", "reason"],
     registry=REGISTRY,
 )
 for _kind in ("recommendations", "others"):
     for _reason in ("queue", "burst"):
         SHED.labels(_kind, _reason)
+SHED.labels("recommendations", "bytes")
 SERVED_REVISION = Gauge(
     "adaptide_served_revision", "Revision of the pointer that this replica serves.", registry=REGISTRY
 )

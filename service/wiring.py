@@ -33,7 +33,7 @@ from service.health import Check, PartState, Readiness, schema_check, store_chec
 from service.http import admission
 from service.http.admission import House
 from service.http.failure_limit import FailureLimiter
-from service.http.intake import Intake
+from service.http.intake import Intake, Room
 from service.kit.clock import Clock
 from service.kit.db import Database
 from service.kit.long_lived import leave_out_of_collections
@@ -100,6 +100,8 @@ class Services:
     """What is shared with other replicas, to be told of own writes after their commit."""
     intake: Intake
     """Where requests that write find room and a thread."""
+    questions: Room
+    """Where the bodies of requests for recommendations find room while they come, whatever the store does."""
     houses: Mapping[str, House]
     """How many requests of each kind may be inside."""
     details: Details
@@ -244,6 +246,7 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
             workers=settings.database_pool_size,  # the pool's overflow is left to those who read
             patience=settings.database_answer_timeout,
         ),
+        questions=Room(max(settings.max_body_bytes, settings.intake_max_bytes // 2)),
         houses=_houses(settings),
         details=details,
         background=tuple(background),

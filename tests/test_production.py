@@ -1,5 +1,8 @@
 """Production does not start on what nobody chose, and says everything that is missing at once."""
 
+import random
+from base64 import b64encode
+
 import pytest
 
 from service.errors import ConfigurationError
@@ -11,7 +14,7 @@ GOOD = {
     "database_url": f"postgresql://adaptide:{PASSWORD}@db.example/adaptide",
     "redis_url": f"redis://:{PASSWORD}@redis.example:6379/0",
     "artifacts_url": "s3://bucket/prefix",
-    "signing_key": "0123456789abcdef" * 2,
+    "signing_key": "7d1e0a96c3b84f52e9a7d06b1c5f3824",
 }
 
 
@@ -91,6 +94,35 @@ def test_everything_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_signing_key_must_be_set() -> None:
     assert "ADAPTIDE_SIGNING_KEY is set" in refused(signing_key="")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "changeme" * 4,
+        "ChangeMe-changeme-CHANGEME-changeme!",
+        "secret1" * 6,
+        "adaptide_example_password_default_test",
+        "0" * 32,
+        "abcabc7" * 5,
+        "0123456789abcdef" * 2,
+        "my-own-secret-key!" * 2,
+    ],
+)
+def test_a_signing_key_that_can_be_guessed_is_refused_and_so_is_one_that_is_accepted_beside(key: str) -> None:
+    said = refused(signing_key=key)
+    assert "ADAPTIDE_SIGNING_KEY is random" in said
+    assert "openssl rand -hex 32" in said
+    assert key not in said
+    assert "ADAPTIDE_SIGNING_KEYS_ACCEPTED" in refused(signing_keys_accepted=f"{GOOD['signing_key']},{key}")
+
+
+def test_any_random_signing_key_is_taken() -> None:
+    chance = random.Random(1)
+    for _ in range(50):
+        for key in (chance.randbytes(32).hex(), chance.randbytes(16).hex(), b64encode(chance.randbytes(24)).decode()):
+            load_settings(**(GOOD | {"signing_key": key, "signing_keys_accepted": key[::-1]}))
+    load_settings(**(GOOD | {"signing_key": "correct-horse-battery-staple-test"}))
 
 
 def test_development_takes_them_all() -> None:

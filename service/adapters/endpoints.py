@@ -21,6 +21,7 @@ from service.adapters.schemas import (
 )
 from service.audit.refusals import Audited
 from service.errors import FieldError, InvalidRequest
+from service.http.bodies import order, takes
 from service.kit.keys import redacted
 from service.wiring import ServicesDep
 
@@ -90,13 +91,13 @@ def read_adapter(services: ServicesDep, principal: Admin, response: Response, ve
     return AdapterDetailView.of(found.adapter, found.active, found.revision, found.history)
 
 
-@router.post("/v1/admin/adapters/rollback")
+@router.post("/v1/admin/adapters/rollback", openapi_extra=takes(RollbackRequest, needed=False))
 def rollback(
     services: ServicesDep,
     principal: Admin,
     if_match: IfMatch,
+    body: Annotated[RollbackRequest | None, order(RollbackRequest, needed=False)],
     idempotency_key: IdempotencyKey = None,
-    body: RollbackRequest | None = None,
 ) -> ActivationView:
     """Go back to what was active before, to `to_version`, or to the base alone; it stays until the next passed window.
 
@@ -110,14 +111,14 @@ def rollback(
     return ActivationView.model_validate(done)
 
 
-@router.post("/v1/admin/adapters/{version}/promote")
+@router.post("/v1/admin/adapters/{version}/promote", openapi_extra=takes(PromoteRequest, needed=False))
 def promote(
     services: ServicesDep,
     principal: Admin,
     version: Version,
     if_match: IfMatch,
+    body: Annotated[PromoteRequest | None, order(PromoteRequest, needed=False)],
     idempotency_key: IdempotencyKey = None,
-    body: PromoteRequest | None = None,
 ) -> ActivationView:
     """Verify an adapter's files and make it the active one, unless the gate refused it or its files are damaged."""
     request = move_request(principal, body.reason if body else None, if_match, idempotency_key)

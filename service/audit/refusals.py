@@ -1,4 +1,4 @@
-"""Admin deeds that were refused leave a row as well: `APIRouter(route_class=Audited)`."""
+"""Deeds that were refused leave a row as well: `APIRouter(route_class=Audited)`."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,14 +13,19 @@ from service.errors import AdaptideError
 from service.wiring import Services
 
 READS = frozenset({"GET", "HEAD"})
+REFUSED = frozenset({403, 404, 409, 412, 422})
+"""What the framework says about the shape of a request is no AdaptideError, and no refusal."""
 
 
 class Audited(APIRoute):
-    """Routes of a router whose deeds are audited: what is refused to a known key (403, 404, 409, 412) is recorded."""
+    """Routes of a router whose deeds are audited: what is refused to a known key is recorded."""
+
+    reads = False
+    """Whether to read is a deed here."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        if (self.methods or READS) <= READS:
+        if not self.reads and (self.methods or READS) <= READS:
             return handle
 
         async def audited(request: Request) -> Response:
@@ -28,7 +33,7 @@ class Audited(APIRoute):
                 return await handle(request)
             except AdaptideError as error:
                 principal: Principal | None = getattr(request.state, "principal", None)
-                if principal is not None and 400 <= error.status < 500:
+                if principal is not None and error.status in REFUSED:
                     services: Services = request.app.state.services
                     route = f"{request.method} {self.path}"
                     subject = request.path_params.get("version")
@@ -36,3 +41,9 @@ class Audited(APIRoute):
                 raise
 
         return audited
+
+
+class AuditedReading(Audited):
+    """Routes that show so much that to ask for it is a deed."""
+
+    reads = True

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 
 import structlog
 
@@ -13,7 +14,7 @@ from service.kit.db import Database
 from service.kit.rates import Rates
 
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 1 / 60, 20
-"""Of one key. The log cannot be pruned, so nobody may fill it by being refused."""
+"""Of one key; the next row says how many more there were. Nobody may fill the log, which cannot be pruned."""
 
 log = structlog.get_logger(__name__)
 
@@ -24,13 +25,16 @@ class Refusals:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
         self._rates, self._lock = Rates(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE), threading.Lock()
+        self._unrecorded: Counter[str] = Counter()  # by actor: keys that an admin made, so there are not many
 
     def record(self, actor: str, route: str, subject: str | None, error: AdaptideError) -> None:
         """Write that `actor` was refused an admin deed. A store that is away does not change the reply."""
         with self._lock:
             if self._rates.take(actor, time.monotonic()) > 0:
+                self._unrecorded[actor] += 1
                 return
-        details = {"route": route, "status": error.status, "slug": error.slug}
+            more = self._unrecorded.pop(actor, 0)
+        details = {"route": route, "status": error.status, "slug": error.slug} | ({"more_before": more} if more else {})
         try:
             with self._database.write() as connection:
                 repository.append(
@@ -42,6 +46,8 @@ class Refusals:
                     details=details,
                 )
         except StoreUnavailable as unavailable:
+            with self._lock:
+                self._unrecorded[actor] += more + 1
             log.warning("refusal_not_recorded", detail=unavailable.detail)
 
 

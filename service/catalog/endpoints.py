@@ -3,14 +3,13 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from service.access.endpoints import Reader, Writer
 from service.adapters.bus import Change
 from service.catalog import service
 from service.catalog.schemas import ItemBatch, ItemView, PutReport
-from service.http.bodies import WriteBody, read_json
+from service.http.bodies import WriteBody, need_json, read_json, takes, wrong
 from service.kit.fields import Identifier
 from service.wiring import ServicesDep
 
@@ -21,24 +20,17 @@ ItemId = Annotated[Identifier, Path()]
 
 def parse_batch(body: bytes | bytearray, content_type: str) -> ItemBatch:
     """The items of a request body. Raises InvalidRequest or RequestValidationError."""
-    if "json" not in content_type:
-        raise RequestValidationError([{"loc": ("body",), "type": "json_type", "msg": "JSON is needed"}])
+    need_json(content_type)
     try:
         return ItemBatch.model_validate(read_json(body))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
+        raise wrong(error) from None
 
 
 @router.put(
     "/v1/items",
     responses={422: {"description": "A wrong item; nothing was written"}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ItemBatch"}}},
-        }
-    },
+    openapi_extra=takes(ItemBatch),
 )
 async def put_items(request: Request, services: ServicesDep, principal: Writer, body: WriteBody) -> PutReport:
     """Create or replace up to 500 items, all or none: one wrong item refuses the request and says which (422).

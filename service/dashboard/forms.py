@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from service.errors import Forbidden, InvalidRequest
+from service.http.bodies import small
 
 MOST_FIELDS = 10
 
@@ -23,11 +24,11 @@ def same_origin(request: Request) -> None:
 
 
 async def fields(request: Request) -> dict[str, str]:
-    """The fields of a posted form. Raises InvalidRequest unless it is one."""
+    """The fields of a posted form. Raises InvalidRequest unless it is one, PayloadTooLarge."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise InvalidRequest("a form is needed: application/x-www-form-urlencoded")
-    body = await request.body()
+    body = await small(request)
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:

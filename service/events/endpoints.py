@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path, Query
 from service.access.endpoints import Reader, Writer
 from service.errors import FieldError, InvalidRequest
 from service.events import service
-from service.events.schemas import MAX_BATCH, EventPage, IngestReport
-from service.http.bodies import WriteBody, read_json
+from service.events.schemas import MAX_BATCH, EventBatch, EventPage, IngestReport
+from service.http.bodies import WriteBody, read_json, takes
 from service.http.problems import pointer_to
 from service.kit.fields import Identifier
 from service.wiring import ServicesDep
@@ -40,16 +40,7 @@ def _wrong(pointer: str, code: str, detail: str) -> InvalidRequest:
     return InvalidRequest(f"{pointer or 'body'}: {detail}", errors=[FieldError(pointer, code, detail)])
 
 
-@router.post(
-    "/v1/events",
-    status_code=202,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventBatch"}}},
-        }
-    },
-)
+@router.post("/v1/events", status_code=202, openapi_extra=takes(EventBatch))
 async def post_events(
     services: ServicesDep,
     principal: Writer,

@@ -1,12 +1,13 @@
-"""GET /docs: FastAPI's page, under a policy that lets it run exactly the two scripts that it is made of."""
+"""GET /openapi.json and /docs, FastAPI's page under a policy that lets it run exactly the two scripts that it has."""
 
 import base64
 import hashlib
 import re
+from functools import cache
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 OPENAPI = "/openapi.json"
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -18,9 +19,18 @@ _SOURCES = {
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve the page that tries the API out; the document itself is FastAPI's."""
+    """Serve the API's document, and the page that tries it out."""
     html = bytes(get_swagger_ui_html(openapi_url=OPENAPI, title=f"{app.title} - API").body).decode()
     policy = policy_of(html)
+
+    @cache
+    def document() -> bytes:
+        """Once, for whoever asks: strangers may ask often and leave it unread."""
+        return bytes(JSONResponse(app.openapi()).body)
+
+    @app.get(OPENAPI, include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

@@ -49,6 +49,7 @@ def door(houses: Mapping[str, House], draining: Callable[[], bool]) -> type[Pati
             keep = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not draining()
             self.transport.write(_refusal(request_id_of(self.scope).encode(), keep=keep))
             self._unset_keepalive_if_required()
+            self.was_answered()
             if not keep:
                 self.transport.close()
                 return

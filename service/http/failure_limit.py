@@ -8,6 +8,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TooManyRequests
+from service.http.credentials import token_of
 from service.http.rate_limit import LIMITED
 from service.kit.rates import Rates
 from service.telemetry import RATE_LIMITED
@@ -45,7 +46,7 @@ class FailureLimitMiddleware:
         self.app, self.limiter, self.was_good = app, limiter, was_good
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(LIMITED) or self.was_good(_token(scope)):
+        if scope["type"] != "http" or not scope["path"].startswith(LIMITED) or self.was_good(token_of(scope)):
             await self.app(scope, receive, send)
             return
         self.limiter.check(scope)
@@ -56,11 +57,6 @@ class FailureLimitMiddleware:
             await send(message)
 
         await self.app(scope, receive, watched)
-
-
-def _token(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    return str(given.partition(b" ")[2].strip().decode("latin-1"))
 
 
 def _address(scope: Scope) -> str:

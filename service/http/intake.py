@@ -1,4 +1,4 @@
-"""How much a process takes in at once: requests that write, and the bytes of their bodies. More is refused, not queued.
+"""How much a process takes in at once: requests that write, and the bytes of bodies. More is refused, not queued.
 
 The bytes of a body count from when they come and its request from when it is whole, once the key is known to be good,
 until the reply: whoever has no key takes no room, who sends slowly little, and what waits for a slow store has a bound
@@ -14,8 +14,8 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from service.errors import Unavailable
-from service.http.admission import retry_after
-from service.telemetry import INTAKE_BYTES, INTAKE_REFUSED, INTAKE_REQUESTS
+from service.http.admission import RECOMMENDATIONS, REFUSAL, retry_after
+from service.telemetry import INTAKE_BYTES, INTAKE_REFUSED, INTAKE_REQUESTS, SHED
 
 T = TypeVar("T")
 
@@ -57,6 +57,31 @@ class Intake:
         self._bytes += size
         INTAKE_REQUESTS.inc(requests)
         INTAKE_BYTES.inc(size)
+
+
+class Room:
+    """Bytes of bodies that are held at once besides those of the intake. On the event loop only."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._free = most_bytes
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """What is to be told how many bytes have come, while the block holds them. It raises Unavailable."""
+        taken = 0
+
+        def add(size: int) -> None:
+            nonlocal taken
+            if size > self._free:
+                SHED.labels(RECOMMENDATIONS, "bytes").inc()
+                raise Unavailable(REFUSAL, retry_after=retry_after())
+            self._free -= size
+            taken += size
+
+        try:
+            yield add
+        finally:
+            self._free += taken
 
 
 class Place:

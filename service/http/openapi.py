@@ -4,14 +4,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from service.adapters.schemas import PromoteRequest, RollbackRequest
 from service.catalog.schemas import ItemBatch
 from service.events.schemas import EventBatch
 from service.http.problems import MEDIA_TYPE
+from service.recommend.schemas import RecommendationRequest
+from service.trials.schemas import TrialRequest
 
 _REFERENCE = "#/components/schemas/"
+_BODIES: tuple[type[BaseModel], ...] = (
+    EventBatch,
+    ItemBatch,
+    RecommendationRequest,
+    PromoteRequest,
+    RollbackRequest,
+    TrialRequest,
+)
+"""Routes read their bodies themselves (service.http.bodies), so the framework knows no schema."""
 _FAILURES = {
     400: "The address or a header cannot be read.",
     401: "No key, or one that is unknown, expired or revoked.",
@@ -51,10 +64,11 @@ def document(app: FastAPI) -> dict[str, Any]:
     """The document of `app`."""
     made: dict[str, Any] = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     schemas = made["components"]["schemas"]
-    # Endpoints that write read their bodies themselves (service.http.bodies), so the framework knows no schema.
-    for name, model in (("EventBatch", EventBatch), ("ItemBatch", ItemBatch), ("Problem", Problem)):
-        known = model.model_json_schema(ref_template=_REFERENCE + "{model}")
-        schemas |= known.pop("$defs") | {name: known}
+    models: tuple[type[BaseModel], ...] = (*_BODIES, Problem)
+    for model in models:
+        # As the framework writes those that it knows: what is null is left out.
+        known = jsonable_encoder(model.model_json_schema(ref_template=_REFERENCE + "{model}"), exclude_none=True)
+        schemas |= known.pop("$defs", {}) | {model.__name__: known}
     for path, method, operation in _operations(made):
         for parameter in operation.get("parameters", []):
             parameter["schema"] = _without_null(parameter["schema"])

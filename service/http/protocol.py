@@ -1,20 +1,26 @@
-"""uvicorn's HTTP/1.1 with the limits that it lacks: on a request's head, on waiting for one, on connections.
+"""uvicorn's HTTP/1.1 with the limits that it lacks: on heads, on waiting for them, on unread replies, on connections.
 
 A body is limited in size and time by service/http/body_limit.py; docker/haproxy.cfg has what a balancer does.
 """
 
 import asyncio
 import resource
+import socket
+import struct
 from typing import Any
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 HEAD_S = 10.0
 """A head has to be whole this long after the connection was made or after its first byte."""
 URL_BYTES, HEAD_BYTES, HEAD_FIELDS = 16 * 1024, 64 * 1024, 100
 PIPELINED = 16
 """Requests that a client may send ahead of their replies."""
+DRAIN_S = 20.0
+"""A client has to take what the system does not hold for it so long after its latest reply: 1 MiB at 420 kbit/s."""
+MOST_UNREAD = 32
+"""Connections without a good key that may leave 64 KiB beyond that unread at the same time."""
 SPARE_DESCRIPTORS = 256
 """Of the process's limit: for the store, Redis, artifacts and listeners."""
 MOST_CONNECTIONS = 8192
@@ -33,6 +39,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     limit = connection_limit()
     waiting: "dict[PatientProtocol, None]" = {}  # noqa: RUF012  # all connections' own: who waits for the client, oldest first
+    unread: "dict[PatientProtocol, None]" = {}  # noqa: RUF012  # likewise: strangers who do not read, oldest first
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -41,6 +48,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._held = 0  # bytes of a head that the parser may hold without having said so
         self._size = self._fields = 0  # of the head, as far as it was parsed
         self._status = 400
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._drains_from = 0.0  # the loop's time
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own signature
         super().connection_made(transport)
@@ -54,7 +64,13 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.waiting.pop(self, None)
+        self.unread.pop(self, None)
         self._stop_timer()
+        if self._answering is not None:  # uvicorn tells the latest request alone, which may wait behind this one
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -70,6 +86,8 @@ class PatientProtocol(HttpToolsProtocol):
                 return
         if self.cycle is None or self.cycle.response_complete:  # a head, or a body that was answered unread
             self._start_timer()
+        elif self.cycle.more_body and not self._in_head:
+            self.flow.pause_reading()  # until the application asks for more, which it may not do without a good key
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -105,11 +123,55 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self.waiting.pop(self, None)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
+        if self._answering is not None:
+            self._answering.body = bytearray()  # what came of a body that was answered unread
         super().on_response_complete()
         if not self.pipeline and not self.transport.is_closing():
             self.waiting.pop(self, None)
             self.waiting[self] = None
+        self.was_answered()
+
+    def was_answered(self) -> None:
+        """What was written has to be read now."""
+        self._drains_from = self.loop.time()
+        if self._drain_timer is None and self in self.connections:
+            self._drain_timer = self.loop.call_later(DRAIN_S, self._has_it_read)
+
+    def _has_it_read(self) -> None:
+        self._drain_timer = None
+        left_s = self._drains_from + DRAIN_S - self.loop.time()
+        if self.transport.get_write_buffer_size() == 0:
+            return
+        if left_s > 0:
+            self._drain_timer = self.loop.call_later(left_s, self._has_it_read)
+        else:
+            self._end_unread()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.was_answered()
+        if "principal" in self.scope.get("state", {}):  # of a good key (service/access/endpoints.py)
+            return
+        self.unread[self] = None
+        if len(self.unread) > MOST_UNREAD:
+            next(iter(self.unread))._end_unread()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.unread.pop(self, None)
+        self.was_answered()
+
+    def _end_unread(self) -> None:
+        self.unread.pop(self, None)
+        # Or the system would go on to offer what it holds.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+        log.warning("unread_reply_ended", connections=len(self.connections))
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's, with the status that fits; after a reply has begun the connection just ends."""

@@ -8,6 +8,7 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import TooManyRequests, Unavailable
+from service.http.credentials import authorization, token_of
 from service.kit.grouped import Grouped
 from service.kit.rates import Rates, SharedRates
 from service.kit.redis_link import RedisAway, RedisLink
@@ -62,10 +63,10 @@ class RateLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.limiter.limits and scope["path"].startswith(LIMITED):
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            given = token_of(scope) or authorization(scope)
             if given:
                 # Of the whole token, so that nobody can use up another's rate by knowing the public part of a key.
-                key = hashlib.sha256(given.partition(b" ")[2].strip() or given).hexdigest()[:32]
+                key = hashlib.sha256(given.encode()).hexdigest()[:32]
                 early = await self.limiter.too_early(key)
                 if early > 0:
                     RATE_LIMITED.inc()

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from service.access.endpoints import Admin, Reader
 from service.audit.refusals import Audited
+from service.http.bodies import question, takes
 from service.http.disconnect import unless_gone
 from service.kit.fields import Identifier
 from service.recommend.replay import find_recommendation
@@ -22,9 +23,12 @@ router = APIRouter(prefix="/v1", tags=["recommendations"])
 admin = APIRouter(tags=["admin"], route_class=Audited)
 
 
-@router.post("/recommendations")
+@router.post("/recommendations", openapi_extra=takes(RecommendationRequest))
 async def recommend(
-    services: ServicesDep, principal: Reader, request: Request, wanted: RecommendationRequest
+    services: ServicesDep,
+    principal: Reader,
+    request: Request,
+    wanted: Annotated[RecommendationRequest, question(RecommendationRequest)],
 ) -> RecommendationReply:
     """Items that a user, or a history, is likely to take next. An unknown user gets popular items."""
     return await unless_gone(request, services.recommender.recommend(wanted))

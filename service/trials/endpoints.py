@@ -11,6 +11,7 @@ from service.adapters.endpoints import IdempotencyKey, IfMatch, move_request
 from service.adapters.schemas import Reason
 from service.audit.refusals import Audited
 from service.errors import Conflict
+from service.http.bodies import order, takes
 from service.trials import service
 from service.trials.judging import report
 from service.trials.schemas import (
@@ -45,12 +46,12 @@ def read_trial(services: ServicesDep, principal: Admin, response: Response) -> T
     )
 
 
-@router.put("/v1/admin/trial")
+@router.put("/v1/admin/trial", openapi_extra=takes(TrialRequest))
 def run_trial(
     services: ServicesDep,
     principal: Admin,
     if_match: IfMatch,
-    body: TrialRequest,
+    body: Annotated[TrialRequest, order(TrialRequest)],
     idempotency_key: IdempotencyKey = None,
 ) -> TrialChangeView:
     """Try a candidate beside the active adapter: in the shadow, or on a share of the users.

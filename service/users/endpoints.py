@@ -6,17 +6,19 @@ from fastapi import APIRouter, Path
 from fastapi.responses import StreamingResponse
 
 from service.access.endpoints import Admin, Writer
+from service.audit.refusals import Audited, AuditedReading
 from service.kit.fields import Identifier
 from service.users import export, service
 from service.users.schemas import Erasure
 from service.wiring import ServicesDep
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=Audited)
+exports = APIRouter(tags=["users"], route_class=AuditedReading)
 
 UserId = Annotated[Identifier, Path()]
 
 
-@router.get(
+@exports.get(
     "/v1/users/{user_id:path}/export",
     response_class=StreamingResponse,
     responses={200: {"content": {export.MEDIA_TYPE: {"schema": {"type": "string"}}}}},

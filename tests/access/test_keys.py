@@ -1,19 +1,25 @@
 """Keys against both stores, and at the door of the API."""
 
+import asyncio
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.security import HTTPBearer
 from starlette.testclient import TestClient
+from starlette.types import Scope as HttpScope
 
 from service.access.schemas import Principal, Scope
 from service.access.service import AccessService
 from service.audit import repository as audit
 from service.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, TooManyRequests, Unauthenticated
+from service.http.credentials import token_of
 from service.http.failure_limit import FailureLimiter
+from service.http.rate_limit import RateLimiter, RateLimitMiddleware
 from service.kit.db import Database
 from service.kit.rates import MOST_KEYS, Rates
 from service.settings import Settings
@@ -360,3 +366,46 @@ def test_addresses_that_failed_take_bounded_memory_and_ipv6_counts_by_network() 
     with pytest.raises(TooManyRequests):
         limiter.check({"client": ("2001:db8::3", 1)})
     limiter.check({"client": ("2001:db8:0:1::3", 1)})
+
+
+def test_white_space_after_a_key_makes_no_other_key_of_it() -> None:
+    burst, served, refused = 5, [], []
+
+    async def app(scope: HttpScope, receive: object, send: object) -> None:
+        served.append(scope)
+
+    limited = RateLimitMiddleware(app, RateLimiter(0.001, burst))
+
+    async def ask(after: bytes) -> None:
+        headers = [(b"authorization", b"Bearer adp_1_secret" + after)]
+        scope: HttpScope = {"type": "http", "path": "/v1/items/i", "headers": headers}
+        try:
+            await limited(scope, None, None)  # type: ignore[arg-type]  # neither is used
+        except TooManyRequests as error:
+            refused.append(error.status)
+
+    async def run() -> None:
+        for after in itertools.islice(itertools.product((b"\xa0", b"\x85", b" ", b""), repeat=3), 2 * burst):
+            await ask(b"".join(after))
+        await ask(b"other")  # is another key
+
+    asyncio.run(run())
+    assert (len(served), refused) == (burst + 1, [429] * burst)
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        (b"Bearer x", "x"),
+        (b"Bearer  x\xa0\x85", "x"),
+        (b"Bearer \xffx", "\xffx"),
+        (b"Bearer x y", "x y"),
+        (b"Bearer", ""),
+        (b"", ""),
+    ],
+)
+def test_the_limits_know_a_token_as_the_authentication_does(header: bytes, token: str) -> None:
+    scope = {"type": "http", "headers": [(b"authorization", header), (b"authorization", b"Bearer second")]}
+    assert token_of(scope) == token
+    read = asyncio.run(HTTPBearer(auto_error=False)(Request(scope)))
+    assert (read.credentials if read else "") == token

@@ -1,4 +1,4 @@
-"""Every admin deed leaves a row that names who and by which request; a new route without one fails here."""
+"""Every deed leaves a row that names who and by which request; a new admin route without one fails here."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from service.access.endpoints import Require
 from service.access.schemas import Scope
 from service.access.service import AccessService
 from service.audit import repository
-from service.audit.refusals import READS, Audited
+from service.audit.refusals import READS, Audited, AuditedReading
 from service.dashboard.visitors import admin as dashboard_admin
 from service.kit.clock import Clock
 from service.kit.db import Database
@@ -86,17 +86,27 @@ def end_trial(stage: Stage) -> None:
     stage.client.delete("/v1/admin/trial").raise_for_status()
 
 
+def export(stage: Stage) -> None:
+    stage.client.get("/v1/users/u/export").raise_for_status()
+
+
+def erase(stage: Stage) -> None:
+    stage.client.delete("/v1/users/u").raise_for_status()
+
+
 DEEDS: dict[str, tuple[Callable[[Stage], None], str]] = {
     "POST /v1/admin/adapters/rollback": (roll_back, "adapter.rollback"),
     "POST /v1/admin/adapters/{version}/promote": (promote, "adapter.promote"),
     "POST /v1/admin/windows/close": (close_window, "window.close"),
     "PUT /v1/admin/trial": (try_candidate, "trial.start"),
     "DELETE /v1/admin/trial": (end_trial, "trial.end"),
+    "GET /v1/users/{user_id:path}/export": (export, "user.export"),
+    "DELETE /v1/users/{user_id:path}": (erase, "user.erase"),
     "POST /dashboard/promote": (promote_by_form, "adapter.promote"),
     "POST /dashboard/adapters/{version}/compare": (compare_by_form, "adapter.compare"),
     "POST /dashboard/rollback": (roll_back_by_form, "adapter.rollback"),
 }
-"""Each state-changing route of the admin scope: how to use it well, and the row that it leaves."""
+"""Each state-changing route of the admin scope, and each other that is audited: how to use it well, and its row."""
 
 
 def calls(dependant: Dependant) -> Iterator[object]:
@@ -117,8 +127,10 @@ def admin_deeds(app: FastAPI) -> dict[str, APIRoute]:
     found = {}
     for route in routes(app):
         needs = set(calls(route.dependant)) - {route.endpoint}
-        if not route.methods <= READS and needs & {Require(Scope.ADMIN), dashboard_admin}:
-            for method in route.methods - READS:
+        as_admin = not route.methods <= READS and needs & {Require(Scope.ADMIN), dashboard_admin}
+        is_deed = isinstance(route, AuditedReading) or (type(route) is Audited and not route.methods <= READS)
+        if as_admin or is_deed:
+            for method in route.methods:
                 found[f"{method} {route.path}"] = route
     return found
 
@@ -134,6 +146,7 @@ def test_every_route_that_changes_something_as_an_admin_is_known_here_and_audite
     found = admin_deeds(app)
     assert found.keys() == DEEDS.keys(), "say in DEEDS how the route is used and which row it leaves"
     assert all(isinstance(route, Audited) for route in found.values())
+    assert all(isinstance(route, AuditedReading) for route in found.values() if route.methods <= READS)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
@@ -175,3 +188,51 @@ def test_reading_and_strangers_leave_none_and_nobody_fills_the_log_by_being_refu
     for _ in range(9):
         assert stage.client.post("/v1/admin/windows/close", headers=reader).status_code == 403
     assert len(stage.entries()) - before == 5
+
+
+def test_who_may_not_see_or_erase_all_that_is_held_on_a_person_leaves_a_row_without_the_person(
+    app: FastAPI, stage: Stage
+) -> None:
+    access: AccessService = app.state.services.access
+    reader = access.create("r", frozenset({Scope.READ}), actor="cli")
+    headers = {"Authorization": f"Bearer {reader.token}", "X-Request-ID": "curious"}
+    assert stage.client.get("/v1/users/somebody/export", headers=headers).status_code == 403
+    assert stage.client.delete("/v1/users/somebody", headers=headers).status_code == 403
+    assert stage.client.get("/v1/users/somebody/events", headers=headers).status_code == 200
+    rows = [row for row in stage.entries() if row["request_id"] == "curious"]
+    assert {(row["actor"], row["action"]) for row in rows} == {(f"key:{reader.key.key_id}", "admin.refused")}
+    assert [row["details"]["route"] for row in reversed(rows)] == [  # type: ignore[index]
+        "GET /v1/users/{user_id:path}/export",
+        "DELETE /v1/users/{user_id:path}",
+    ]
+    assert "somebody" not in str(rows)
+
+
+def test_a_body_that_is_wrong_is_no_refused_deed(stage: Stage) -> None:
+    before = len(stage.entries())
+    for body in (b"{", b'{"to_version": 1}', b" " * 20_000):
+        reply = stage.client.post(
+            "/v1/admin/adapters/rollback", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert reply.status_code in (413, 422)
+    assert len(stage.entries()) == before
+
+
+def test_refusals_beyond_the_rate_are_counted_in_the_next_row(app: FastAPI, stage: Stage) -> None:
+    access, refusals = app.state.services.access, app.state.services.refusals
+    first, second = (
+        {"Authorization": f"Bearer {access.create(name, frozenset({Scope.READ}), actor='cli').token}"}
+        for name in ("a", "b")
+    )
+
+    def refused(headers: dict[str, str]) -> None:
+        assert stage.client.post("/v1/admin/windows/close", headers=headers).status_code == 403
+
+    refusals._rates = Rates(0.001, 2)  # on a slow machine this takes a while
+    for _ in range(6):
+        refused(first)
+    refusals._rates = Rates(0.001, 2)  # it has opened again
+    for headers in (first, second, first):
+        refused(headers)
+    rows = [entry["details"] for entry in reversed(stage.entries()) if entry["action"] == "admin.refused"]
+    assert [details.get("more_before", 0) for details in rows] == [0, 0, 4, 0, 0]  # type: ignore[union-attr]

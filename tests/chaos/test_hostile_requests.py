@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ import pytest
 
 from service.access.schemas import Scope
 from service.access.service import AccessService
+from service.cli import SEND_BYTES
 from service.http.body_limit import BODY_S
 from service.http.protocol import HEAD_S, PIPELINED
 from service.kit.clock import utc_now
@@ -26,8 +27,10 @@ from tests.serving import serving
 MIB = 2**20
 BODY = sized(64 * MIB, 1024 * MIB)
 SLOW = 200
+WHOLE = 100  # bodies of 1 MiB at the same time
 PATIENCE_S = 120.0
 MOST_GROWTH = 16 * MIB
+LISTENS = "0A"  # in /proc/net/tcp
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -38,14 +41,24 @@ class Target:
         self.address, self.pid, self.token = address, pid, token
         self.place = (urlsplit(address).hostname or "", urlsplit(address).port or 0)
 
-    def connect(self) -> socket.socket:
-        made = socket.create_connection(self.place, timeout=PATIENCE_S)
+    def connect(self, receive_buffer: int | None = None) -> socket.socket:
+        made = socket.socket()
+        made.settimeout(PATIENCE_S)
+        if receive_buffer is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        made.connect(self.place)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made
 
     def head(self, method: str, path: str, *fields: str) -> bytes:
         given = ["Host: a", f"Authorization: Bearer {self.token}", "Content-Type: application/json", *fields]
         return "\r\n".join([f"{method} {path} HTTP/1.1", *given, "", ""]).encode("latin-1")
+
+    def held_by_system(self) -> int:
+        """Bytes of replies that the system holds for the clients of this process."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = f":{self.place[1]:04X}"
+        return sum(int(row[4].partition(":")[0], 16) for row in rows if row[1].endswith(ours) and row[3] != LISTENS)
 
     def replies(self, *parts: bytes) -> list[int]:
         """Status of every reply to what is sent over one connection, until the server ends it."""
@@ -124,7 +137,7 @@ def target(tmp_path: Path, _sqlite_template: Path) -> Iterator[Target]:
     with serving(url, tmp_path, log, FAILURE_LIMIT="0", THREADS="1", LOG_LEVEL="WARNING") as (process, address):
         yield Target(address, process.pid, token)
         assert process.poll() is None
-        assert "request_crashed" not in log.read_text()
+        assert "request_crashed" not in log.read_text(), log.read_text()[-3000:]
 
 
 def events(count: int) -> dict[str, Any]:
@@ -255,6 +268,38 @@ def ahead(target: Target) -> list[int]:
     return target.replies(LIVE * 20_000)
 
 
+def nearly_whole(target: Target, head: bytes, last: bytes) -> list[int]:
+    """Bodies of 1 MiB at the same time, each of which wants its last byte; then that."""
+    connections = [target.connect() for _ in range(WHOLE)]
+    try:
+        for piece in (head + b"{" + b" " * (MIB - 2), last):
+            for connection in connections:
+                connection.sendall(piece)
+        found = [re.match(rb"HTTP/1\.1 (\d{3})", connection.recv(65_536)) for connection in connections]
+    finally:
+        for connection in connections:
+            connection.close()
+    return [int(reply[1]) if reply else 0 for reply in found]
+
+
+def without_a_key(target: Target) -> list[int]:
+    found = []
+    for method, path in (
+        ("POST", "/v1/recommendations"),
+        ("POST", "/v1/admin/adapters/rollback"),
+        ("PUT", "/v1/admin/trial"),
+        ("PUT", "/v1/items"),
+    ):
+        head = target.head(method, path, f"Content-Length: {MIB}").replace(target.token.encode(), b"none")
+        found += nearly_whole(target, head, b"}")
+    return found
+
+
+def with_a_key(target: Target) -> list[int]:
+    """There is room for a few; the others are told to come again."""
+    return nearly_whole(target, target.head("POST", "/v1/recommendations", f"Content-Length: {MIB}"), b"}")
+
+
 @contextmanager
 def slow_sockets(target: Target, done: dict[str, list[int]]) -> Iterator[None]:
     """So many clients that send a byte now and then: half of them heads, half bodies. `done`: what they were told."""
@@ -297,6 +342,8 @@ ATTACKS: dict[str, tuple[Callable[[Target], list[int]], set[int]]] = {
     "zeros": (zeros, {400, 422}),
     "ambiguous": (ambiguous, {400}),
     "ahead": (ahead, {200, 429}),
+    "without_a_key": (without_a_key, {401}),
+    "with_a_key": (with_a_key, {200, 503}),
 }
 """What is sent, and all that may be answered."""
 
@@ -335,6 +382,37 @@ def test_memory_stays_and_health_is_answered_whatever_is_sent(target: Target, fi
     assert set(slow["head"]) == {408}, slow
     assert set(slow["body"]) == {408}, slow
     assert slow_s >= max(HEAD_S, BODY_S) - 1
-    assert max(growth.values()) * MIB <= MOST_GROWTH, growth
+    assert max(growth.values()) * MIB <= MOST_GROWTH, list(growth.values())
     assert set(probe.answers) == {200}, probe.answers
     assert target.ask("POST", "/v1/events", events(1)) == 202
+
+
+@pytest.mark.scenario(20)
+@pytest.mark.e2e
+@pytest.mark.timeout(300)
+def test_who_does_not_read_the_replies_takes_little_and_is_let_go(target: Target, figures: dict[str, Any]) -> None:
+    warm(target)
+    before = target.memory("VmRSS")
+    target.forget_peak()
+    with ExitStack() as stack, Probe(target.address) as probe:
+        connections = [stack.enter_context(target.connect(receive_buffer=1)) for _ in range(SLOW)]
+        for number, connection in enumerate(connections):
+            path = ("/metrics", "/openapi.json")[number % 2]
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * PIPELINED)
+        started, held_by_system = time.monotonic(), []
+        while not held_by_system or (held_by_system[-1] and time.monotonic() - started < PATIENCE_S):
+            time.sleep(0.5)
+            held_by_system.append(target.held_by_system())
+        ended_s = time.monotonic() - started
+        growth = target.memory("VmHWM") - before
+        assert max(len(read(connection)) for connection in connections) < PIPELINED
+    figures |= {
+        "deaf_sockets": SLOW,
+        "deaf_growth_mib": round(growth / MIB, 1),
+        "deaf_held_by_system_mib": round(max(held_by_system) / MIB, 1),
+        "deaf_ended_after_s": round(ended_s, 1),
+    }
+    assert growth <= MOST_GROWTH, figures
+    assert max(held_by_system) <= SLOW * 2 * SEND_BYTES, figures
+    assert held_by_system[-1] == 0, figures
+    assert set(probe.answers) == {200}, probe.answers

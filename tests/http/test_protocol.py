@@ -1,18 +1,23 @@
 """What uvicorn's protocol lacks: who waits too long goes, and goes first when room is needed."""
 
 import socket
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from service.http import protocol
 from service.http.body_limit import BodyLimitMiddleware
 from service.http.protocol import PatientProtocol, connection_limit
+from tests import worlds
 from tests.serving import InThread
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+LARGE = 2**20
+"""Bytes of a reply that no buffer of the system takes whole."""
 
 
 @pytest.fixture
@@ -30,6 +35,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[InThread]:
     async def unread() -> str:
         return "no need to"
 
+    @app.get("/large")
+    async def large(request: Request, key: bool = False) -> Response:
+        if key:
+            request.state.principal = "somebody"
+        return Response(b"x" * LARGE)
+
+    @app.get("/streamed")
+    async def streamed() -> StreamingResponse:
+        return StreamingResponse(b"x" * 2**16 for _ in range(LARGE // 2**16))
+
     app.add_middleware(BodyLimitMiddleware, limit=1000, seconds=0.25)
     made = InThread(app)
     made.start()
@@ -37,9 +52,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[InThread]:
     made.stop()
 
 
-def connected(server: InThread, sent: bytes = b"") -> socket.socket:
+def connected(server: InThread, sent: bytes = b"", receive_buffer: int | None = None) -> socket.socket:
     where = urlsplit(server.url)
-    made = socket.create_connection((where.hostname or "", where.port or 0), timeout=60)
+    made = socket.socket()
+    made.settimeout(60)
+    if receive_buffer is not None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    made.connect((where.hostname or "", where.port or 0))
     made.sendall(sent)
     return made
 
@@ -111,3 +130,56 @@ def test_room_is_left_for_what_else_needs_descriptors(monkeypatch: pytest.Monkey
     for soft, limit in ((1024, 768), (100, 64), (-1, 8192), (2**20, 8192)):
         monkeypatch.setattr(protocol.resource, "getrlimit", lambda _kind, soft=soft: (soft, soft))
         assert connection_limit() == limit
+
+
+def asked(path: str, *fields: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *fields, "", ""]).encode()
+
+
+def held(server: InThread) -> int:
+    return len(server._server.server_state.connections)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        asked("/large"),
+        asked("/large", "Connection: close"),
+        asked("/large") * 5,
+        asked("/streamed"),
+    ],
+)
+def test_who_does_not_read_is_not_waited_for(server: InThread, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(protocol, "DRAIN_S", 0.25)
+    with connected(server, sent, receive_buffer=1) as connection:
+        worlds.eventually(lambda: held(server) == 1, 60)
+        worlds.eventually(lambda: held(server) == 0, 30)
+        assert len(until_closed(connection)) < LARGE
+
+
+def test_who_reads_a_large_reply_gets_it_and_may_ask_again_long_after(
+    server: InThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "DRAIN_S", 0.05)
+    with connected(server) as connection:
+        for path in ("/large", "/streamed", "/large"):
+            connection.sendall(asked(path))
+            received = b""
+            while received.count(b"x") < LARGE:
+                data = connection.recv(2**16)
+                assert data
+                received += data
+            time.sleep(0.2)  # what is idle has read all
+
+
+def test_of_strangers_who_do_not_read_only_so_many_are_held(server: InThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DRAIN_S", 60.0)
+    monkeypatch.setattr(protocol, "MOST_UNREAD", 3)
+    known = [connected(server, asked("/large?key=true"), receive_buffer=1) for _ in range(5)]
+    worlds.eventually(lambda: held(server) == 5, 60)
+    strangers = [connected(server, asked("/large"), receive_buffer=1) for _ in range(10)]
+    worlds.eventually(lambda: len(PatientProtocol.unread) == 3 and held(server) == 8, 60)
+    assert len(until_closed(strangers[0])) < LARGE
+    assert until_closed(strangers[-1]).count(b"x") >= LARGE
+    for connection in known + strangers:
+        connection.close()
