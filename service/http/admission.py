@@ -80,7 +80,8 @@ def retry_after() -> int:
 class AdmissionMiddleware:
     """Raises Unavailable for what `houses` (by kind) have no room for.
 
-    A request is inside from when its whole body is there until its reply begins, so that slow clients take no room.
+    A request is inside from when its whole body is there until its reply begins, so that slow clients take no room; a
+    body is read after the key was looked at, so that strangers with one take none either.
     """
 
     def __init__(self, app: ASGIApp, houses: Mapping[str, House]) -> None:
