@@ -208,7 +208,10 @@ def _event_id(value: object) -> str | None:
 
 def _why(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    places = ((".".join(str(part) for part in problem["loc"]), problem["msg"]) for problem in problems[:3])
+    places = (
+        (".".join(str(part) for part in problem["loc"]), problem["msg"].removeprefix("Value error, "))
+        for problem in problems[:3]
+    )
     return shown("; ".join(f"{place}: {message}" if place else message for place, message in places))
 
 

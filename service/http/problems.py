@@ -112,7 +112,7 @@ def field_errors(found: Sequence[Mapping[str, Any]]) -> list[FieldError]:
             place = ("body",)  # pydantic and FastAPI put a character offset here
         if place[:1] == ("body",):
             place = place[1:]
-        errors.append(FieldError(pointer_to(*place), entry["type"], entry["msg"]))
+        errors.append(FieldError(pointer_to(*place), entry["type"], entry["msg"].removeprefix("Value error, ")))
     return errors
 
 
