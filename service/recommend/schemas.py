@@ -74,7 +74,7 @@ class RecommendationRequest(BaseModel):
     history: Annotated[list[Identifier], Field(max_length=200)] | None = Field(
         default=None, description="Item ids, oldest first; taken instead of the stored history of user_id."
     )
-    limit: Annotated[int, BeforeValidator(_number), Field(ge=1, le=100)] = 10
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)] = 10
     exclude_item_ids: Annotated[list[Identifier], Field(max_length=500)] = []
     include_seen: StrictBool = False
     filters: Filters = Filters()
