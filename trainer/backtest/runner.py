@@ -29,8 +29,10 @@ from trainer.recipe import BaseRecipe
 
 FORMAT = 1
 # What a task sets by itself, and what plays no part in a backtest's figures.
-_NOT_COMMON = {"home", "database_url", "artifacts_url", "host", "port", "log_level", "method", "seed", "threads"}
-_NOT_COMMON |= {"keys_without_store", "update_silence"}  # of the service and the updater alone
+_NOT_COMMON = {
+    *("home", "database_url", "artifacts_url", "host", "port", "log_level", "method", "seed", "threads"),
+    *("keys_without_store", "update_silence"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
