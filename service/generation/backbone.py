@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from service.adapters.lora import PEFT_PREFIX
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError
+from service.generation.loading import one_at_a_time
 from service.generation.prompt import COMPACT, Prompt, load_prompt
 
 LORA_PREFIX = PEFT_PREFIX  # PEFT's name for the wrapped model
@@ -116,9 +117,10 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Bac
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # the service logs; it does not draw
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        with one_at_a_time():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} does not load as a causal LM: {error}") from error
     prompt = load_prompt(folder)

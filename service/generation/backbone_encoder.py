@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from service.catalog.semantic_ids import Float32, unit_rows
 from service.errors import ArtifactError
 from service.generation.backbone import load_backbone
+from service.generation.loading import one_at_a_time
 
 MOST_TOKENS = 256
 
@@ -39,7 +40,8 @@ class BackboneEncoder:
         engine's. Raises ArtifactError when the folder has no tokenizer or no model."""
         backbone = load_backbone(folder, torch.device("cpu"), torch.float32)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            with one_at_a_time():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder} holds no tokenizer ({error}); build the base again") from error
         return cls(backbone.model, tokenizer)

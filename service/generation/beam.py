@@ -196,7 +196,8 @@ def beam_search(
     passes = open_passes(backbone, llama, batch, longest + (LEVELS - 1) * width, prefix)
     logp = _level_log_softmax(backbone, passes.prefill(prompts, lengths)[:, None], 0)
     root = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    beams = expand(trie, 0, Beams(root, root, torch.zeros(batch, 1, device=device)), logp, dead[0], width, choice)
+    scores = torch.zeros(batch, 1, dtype=torch.float32, device=device)
+    beams = expand(trie, 0, Beams(root, root, scores), logp, dead[0], width, choice)
     ends = passes.shared + lengths
     visible = (torch.arange(passes.shared + longest, device=device) < ends[:, None])[:, None]
     for depth in range(1, LEVELS):

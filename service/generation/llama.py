@@ -190,7 +190,7 @@ class LlamaPasses:
         # Per layer, for writing and, with all prompts' heads in one dimension, for the products.
         self._keys, self._values = keys.unbind(), values.unbind()
         self._read = tuple(zip(keys.flatten(1, 2).unbind(), values.flatten(1, 2).unbind(), strict=True))
-        self._least = torch.tensor(self._eps * weight.shape[1], device=weight.device)
+        self._least = torch.tensor(self._eps * weight.shape[1], dtype=torch.float32, device=weight.device)
         self._batch, self._filled = batch, self.shared
 
     def held(self) -> Prefix:

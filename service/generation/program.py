@@ -144,7 +144,7 @@ def run(
     x, delta = prefill(weights, blocks, inputs, keys, values)
     seen = (torch.arange(keys.shape[3], device=x.device) < ends[:, None])[:, None]
     nodes = parent = torch.zeros(batch, 1, dtype=torch.long, device=x.device)
-    scores = torch.zeros(batch, 1, device=x.device)
+    scores = torch.zeros(batch, 1, dtype=torch.float32, device=x.device)
     for depth, count in enumerate(bucket.counts):
         width = nodes.shape[1]
         if depth:

@@ -28,6 +28,7 @@ from safetensors.numpy import save
 from service.adapters.lora import expected_shapes
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError, ConfigurationError
+from service.generation.loading import one_at_a_time
 from service.generation.prompt import Prompt, load_prompt
 
 if TYPE_CHECKING:
@@ -291,7 +292,8 @@ def _start(base: "VerifiedBase", options: VllmOptions, longest: int, rank: int) 
         arguments["kv_cache_memory_bytes"] = int(cache_gib * 2**30)
     began = time.monotonic()
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with one_at_a_time():
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except (ValueError, NotImplementedError, KeyError, AssertionError) as error:  # as it says that it cannot
         raise ArtifactError(f"vLLM refuses base {base.base_id}: {error}") from error
     # When it is collected it would shut down the process groups, which are those of every other engine here, too.

@@ -34,8 +34,8 @@ metadata = sa.MetaData(
 PROBE_EVERY_S, PROBE_S = 0.25, 1.0
 """While the server does not answer: the pause between two questions, and how long each waits."""
 GONE_S = 5.0
-DEADLOCK, LOCK_TIMEOUT = "40P01", "55P03"
-"""Codes of PostgreSQL: two transactions waited for each other, or one waited too long. Trying again helps."""
+DEADLOCK, LOCK_TIMEOUT, CHECK = "40P01", "55P03", "23514"
+"""Codes of PostgreSQL: two transactions waited for each other, one waited too long, a row lies out of its bounds."""
 
 _ATTEMPTS = 4
 

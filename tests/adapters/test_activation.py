@@ -329,12 +329,14 @@ def test_swaps_under_load_never_close_a_model_in_use(
     users = [threading.Thread(target=ask) for _ in range(4)]
     for thread in users:
         thread.start()
-    for i in range(20):
-        promote(shelf, versions[i % 2])
-        activation.refresh()
-    done.set()
-    for thread in users:
-        thread.join()
+    try:
+        for i in range(20):
+            promote(shelf, versions[i % 2])
+            activation.refresh()
+    finally:
+        done.set()
+        for thread in users:
+            thread.join()
     assert failures == []
     assert [model.closed for model in engine.models] == [1] * 20 + [0]
 

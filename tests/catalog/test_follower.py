@@ -185,15 +185,17 @@ def test_a_reader_always_holds_a_whole_snapshot_while_items_come_and_go(
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for number in range(1, 15):
-        put(shelf, f"i{number}")
-        encode(shelf, base, **{f"i{number}": (number % 3, 0, 0, 0)})
-        put(shelf, f"i{number - 1}", available=number % 2 == 0)
-        running.notify()
-    worlds.eventually(lambda: len(running.index.items) == 15)
-    done.set()
-    for reader in readers:
-        reader.join()
+    try:
+        for number in range(1, 15):
+            put(shelf, f"i{number}")
+            encode(shelf, base, **{f"i{number}": (number % 3, 0, 0, 0)})
+            put(shelf, f"i{number - 1}", available=number % 2 == 0)
+            running.notify()
+        worlds.eventually(lambda: len(running.index.items) == 15)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
     assert wrong == []
 
 

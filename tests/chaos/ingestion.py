@@ -98,7 +98,7 @@ class Writer:
         self.acknowledged: list[str] = []
         self.accepted = self.duplicates = self.failures = 0
         self._served, self._number, self._random = served, number, random.Random(number)
-        self._ended = threading.Event()
+        self._ended, self._given_up = threading.Event(), threading.Event()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -107,7 +107,10 @@ class Writer:
         """Once everything is acknowledged."""
         self._ended.set()
         self._thread.join(START_S)
-        assert not self._thread.is_alive(), "something was never acknowledged"
+        done = not self._thread.is_alive()
+        self._given_up.set()
+        self._thread.join()
+        assert done, "something was never acknowledged"
         if self._problem is not None:
             raise self._problem
 
@@ -121,7 +124,7 @@ class Writer:
     def _send(self, client: httpx.Client) -> None:
         waiting: list[dict[str, Any]] = []
         made = 0
-        while not self._ended.is_set() or waiting:
+        while (not self._ended.is_set() or waiting) and not self._given_up.is_set():
             while not self._ended.is_set() and len(waiting) < self._random.randint(1, MOST_TOGETHER):
                 made += 1
                 event_id = f"{self._number}-{made}"

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,17 @@ def test_a_killed_service_has_lost_and_doubled_nothing_that_it_acknowledged(
     served: Served, figures: dict[str, Any]
 ) -> None:
     kills, chance = sized(3, 200), random.Random(1)
-    writers = [Writer(served, number) for number in range(WRITERS)]
-    try:
+    with ExitStack() as ending:
+        writers = []
+        for number in range(WRITERS):
+            writers.append(Writer(served, number))
+            ending.callback(writers[-1].end)
         for _ in range(kills):
             heard = sum(len(writer.acknowledged) for writer in writers)
             worlds.eventually(lambda: sum(len(w.acknowledged) for w in writers) > heard, 60)  # noqa: B023  # at once
             time.sleep(chance.uniform(0, 0.3))  # the kill finds each request somewhere else
             served.kill()
             served.start()
-    finally:
-        for writer in writers:
-            writer.end()
 
     acknowledged = Counter(event_id for writer in writers for event_id in writer.acknowledged)
     stored = served.stored()

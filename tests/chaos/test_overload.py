@@ -143,12 +143,14 @@ def test_a_refusal_says_when_to_come_back(served: Served) -> None:
 
     looking = threading.Thread(target=look)
     looking.start()
-    for _ in range(5):  # on a busy machine the one that looks may ask too seldom
-        drive(served.plan(2.0, concurrency=200))
-        if refused:
-            break
-    done.set()
-    looking.join(60)
+    try:
+        for _ in range(5):  # on a busy machine the one that looks may ask too seldom
+            drive(served.plan(2.0, concurrency=200))
+            if refused:
+                break
+    finally:
+        done.set()
+        looking.join(60)
     assert refused
     assert {reply.json()["slug"] for reply in refused} == {"unavailable"}
     assert {reply.headers["Retry-After"] for reply in refused} <= {"1", "2", "3"}

@@ -54,6 +54,7 @@ class Clients:
         self.statuses: Counter[int] = Counter()
         self.dropped: list[str] = []
         self.acknowledged: list[str] = []
+        self._given_up = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(count)]
 
     def __enter__(self) -> "Clients":
@@ -61,14 +62,16 @@ class Clients:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:  # then nothing may have stopped the service
+            self._given_up.set()
         for thread in self._threads:
             thread.join(60)
 
     def _run(self, number: int) -> None:
         connection = http.client.HTTPConnection(HOST, self._served.port, timeout=30)
         turn = 0
-        while True:
+        while not self._given_up.is_set():
             turn += 1
             if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
                 connection.close()  # by the other end, while it was idle

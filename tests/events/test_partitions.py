@@ -12,13 +12,14 @@ import sqlalchemy as sa
 from service.errors import StoreUnavailable
 from service.events import partitions, repository
 from service.events.partitions import WIDTH, Partition, ensure, width
-from service.events.service import history
+from service.events.service import history, ingest
 from service.kit.db import Database
 from service.recommend.history import load_past
 from service.users.service import erase_user
 from tests.conftest import PostgresStore, SetClock
-from tests.events.test_service import counts, event, send, stored_ids
+from tests.events.test_service import TOLERANCE, counts, event, send, stored_ids
 from tests.windows.streams import write_events
+from tests.worlds import eventually
 
 MONTH = timedelta(days=30)
 
@@ -49,6 +50,13 @@ def parts(database: Database) -> list[Partition]:
 def rows_in(database: Database, table: str) -> int:
     with database.read() as connection:
         return connection.scalar(sa.text(f"SELECT count(*) FROM {table}")) or 0  # noqa: S608
+
+
+def waiting(database: Database) -> int:
+    """Connections that wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with database.read() as connection:
+        return connection.scalar(sa.text(query)) or 0
 
 
 def test_a_new_store_has_one_partition_and_one_ahead(store: Database) -> None:
@@ -102,12 +110,17 @@ def test_an_event_without_a_partition_falls_into_the_net_which_becomes_one(store
 def test_writers_go_on_while_partitions_are_made_and_no_event_is_lost(store: Database) -> None:
     jump(store, 2 * WIDTH - 100)
     done = threading.Event()
-    acknowledged: list[int] = []
 
-    def write() -> None:
-        for _ in range(40):
-            acknowledged.extend(write_events(store, 10))
-        done.set()
+    def write() -> list[str]:
+        try:
+            acknowledged = []
+            for turn in range(40):
+                sent = [event(f"{turn}-{n}") for n in range(10)]
+                assert counts(send(store, *sent)) == (10, 0, 0)
+                acknowledged += [one["event_id"] for one in sent]
+            return acknowledged
+        finally:
+            done.set()
 
     def make() -> None:
         while not done.is_set():
@@ -117,11 +130,27 @@ def test_writers_go_on_while_partitions_are_made_and_no_event_is_lost(store: Dat
                 continue
 
     with ThreadPoolExecutor(2) as pool:
-        for future in [pool.submit(write), pool.submit(make)]:
-            future.result()
-    with store.read() as connection:
-        assert list(connection.scalars(sa.text("SELECT seq FROM events ORDER BY seq"))) == sorted(acknowledged)
+        written, made = pool.submit(write), pool.submit(make)
+        acknowledged = written.result()
+        made.result()
+    assert stored_ids(store) == acknowledged
     ensure(store, MONTH)
+    assert rows_in(store, "events_default") == 0
+
+
+@pytest.mark.parametrize("count", [1, repository.COPIED])
+def test_events_on_their_way_into_the_net_are_stored_where_a_partition_is_made_meanwhile(
+    store: Database, clock: SetClock, count: int
+) -> None:
+    jump(store, 2 * WIDTH + 1)
+    sent = [event(f"e{n:04}") for n in range(count)]
+    with ThreadPoolExecutor(1) as pool:
+        with store.write() as connection:
+            made = partitions._append(connection, MONTH)
+            storing = pool.submit(ingest, store, sent, clock=clock, clock_tolerance=TOLERANCE, together=count)
+            eventually(lambda: waiting(store) == 1, 30)
+        assert counts(storing.result()) == (count, 0, 0)
+    assert rows_in(store, made.name) == count
     assert rows_in(store, "events_default") == 0
 
 
