@@ -26,7 +26,7 @@ from trainer.group import Group
 from trainer.layout import Size, sequence_length
 from trainer.lora import ADDING, AdaptedLinear, blocks
 
-FEW_LENGTHS, ALIGNED = 4, 32
+FEW_LENGTHS, ALIGNED = 4, 16
 FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
 """Of one forward pass: fewer leave a GPU's matrix units idle, more gain nothing."""
 MEMORY_SHARE = 0.6

@@ -101,20 +101,24 @@ def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[
     tokens, owner = np.full(shape, PAD), np.full(shape, PADDING)
     positions, reach = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     predicts, labels = [], []
+    place, levels, offsets = np.arange(max(size, length)), np.arange(LEVELS), prompt.offsets
     for i, sequence in enumerate(batch):
         trunk = prompt.trunk(codes[sequence.rows[:-1]])
-        tokens[i, : len(trunk)], owner[i, : len(trunk)] = trunk, TRUNK
-        positions[i, : len(trunk)] = np.arange(len(trunk))
-        for target in range(sequence.first_target, len(sequence.rows)):
-            own = codes[sequence.rows[target]].astype(np.int64)
-            start = len(trunk) + size * (target - sequence.first_target)
-            branch, seen = slice(start, start + size), prompt.trunk_length(target)
-            tokens[i, branch] = np.concatenate([prompt.after, (own + prompt.offsets)[:-1]])
-            owner[i, branch], reach[i, branch] = target, seen
-            positions[i, branch] = seen + np.arange(size)
-            first = start + tail - 1 if tail else seen - 1
-            predicts.append(i * length + np.array([first, *(start + tail + np.arange(LEVELS - 1))]))
-            labels.append(own)
-    a_target = (-1, LEVELS)
+        own = codes[sequence.rows[sequence.first_target :]].astype(np.int64)
+        targets = np.arange(sequence.first_target, len(sequence.rows))
+        seen = np.array([prompt.trunk_length(int(target)) for target in targets], dtype=np.int64)
+        end = len(trunk) + size * len(targets)
+        branches = np.concatenate([np.broadcast_to(prompt.after, (len(own), tail)), (own + offsets)[:, :-1]], axis=1)
+        tokens[i, : len(trunk)], tokens[i, len(trunk) : end] = trunk, branches.reshape(-1)
+        owner[i, : len(trunk)], owner[i, len(trunk) : end] = TRUNK, np.repeat(targets, size)
+        reach[i, len(trunk) : end] = np.repeat(seen, size)
+        positions[i, : len(trunk)] = place[: len(trunk)]
+        positions[i, len(trunk) : end] = (seen[:, None] + place[:size]).reshape(-1)
+        starts = len(trunk) + size * np.arange(len(targets))
+        predicting = starts[:, None] + tail - 1 + levels
+        if not tail:
+            predicting[:, 0] = seen - 1
+        predicts.append(i * length + predicting)
+        labels.append(own)
     real = owner != PADDING
-    return Layout(tokens, np.reshape(predicts, a_target), np.reshape(labels, a_target), real, (positions, owner, reach))
+    return Layout(tokens, np.concatenate(predicts), np.concatenate(labels), real, (positions, owner, reach))

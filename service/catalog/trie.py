@@ -120,11 +120,14 @@ class Trie:
         """
         dead = []
         owner = np.zeros(len(leaves), dtype=np.int64) if request is None else request
+        order = np.argsort(owner * self.leaves + leaves)  # then a request's nodes of any depth rise, too
+        owner, leaves = owner[order], leaves[order]
         above = np.zeros(len(leaves), dtype=np.int64)
         for depth, (ancestor, total) in enumerate(zip(self.node_of_leaf, self.leaf_count, strict=True)):
             nodes = ancestor[leaves].astype(np.int64)
-            keys, first, counts = np.unique(owner * len(total) + nodes, return_index=True, return_counts=True)
-            first = first[counts == total[keys % max(len(total), 1)]]
+            first = _runs(owner * len(total) + nodes)
+            ends = np.append(first[1:], len(nodes))[: len(first)]
+            first = first[ends - first == total[nodes[first]]]
             dead.append(DeadNodes(owner[first], above[first], nodes[first], self.child_start[depth][above[first]]))
             above = nodes
         return tuple(dead)

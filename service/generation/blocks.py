@@ -18,6 +18,18 @@ from service.catalog.trie import CODES
 RECOMPILES = 4096  # one compiled form for each shape of each bucket, by intent
 
 
+def begin(
+    code: Tensor, nodes: Tensor, first_token: int, embedding: Tensor, cos: Tensor, sin: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The beams' tokens embedded, [batch * k, hidden], zeros to be added to them, and cos and sin of their positions.
+
+    nodes: int64 [batch, k], nodes of a depth, and code: int16, that depth's of a StaticTrie. first_token: of code 0.
+    place: int64 [batch], where the beams of a request stand, in cos and sin, float32 [positions, size / 2].
+    """
+    x = functional.embedding((code[nodes].int() + first_token).flatten(), embedding)
+    return x, torch.zeros_like(x), cos[place][:, None], sin[place][:, None]
+
+
 def project(x: Tensor, delta: Tensor, norm: Tensor | None, qkv: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta, and its queries, keys and values, [rows, heads and twice the key heads * size]."""
     x = x + delta
@@ -142,10 +154,12 @@ class Blocks:
         self.project, self.leave, self.finish = made(project), made(leave), made(finish)
         self.look, self.expand = made(look), made(expand)
         self.remember, self.attend = made(remember), made(attend)
+        self.attend_causally, self.begin = attend_causally, made(begin)
         if kernels:
             from service.generation import kernels as written
 
             self.remember, self.attend = written.remember, written.attend
+            self.attend_causally = written.attend_causally
 
     @classmethod
     def best(cls, device: torch.device) -> "Blocks":

@@ -12,8 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from service.generation import blocks
+
 HEADS = 16  # of one program of `remember`
-KEYS = 64  # of one round of `attend`
+KEYS = 256  # of one round of `attend` at most
+FLASH_ROWS, FULL = 128, 132
+"""Queries of one program of torch's causal attention, and how many such programs keep a large GPU busy."""
 LOG2E = 1.4426950408889634
 
 
@@ -56,7 +60,7 @@ def _attend(
     q, keys, values, seen, out,
     positions, heads, groups, scale,
     key_batch, key_head, value_batch, value_head, seen_batch, seen_position,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, HELD: tl.constexpr,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, HELD: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     kv_heads = heads // groups
     batch, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
@@ -79,11 +83,13 @@ def _attend(
         at = position[:, None] * SIZE + place[None, :]
         key = tl.load(keys + at, mask=inside[:, None], other=0.0)
         value = tl.load(values + at, mask=inside[:, None], other=0.0)
-        visible = tl.load(
-            seen + beam[:, None] * seen_position + position[None, :], mask=real[:, None] & inside[None, :], other=0
-        )
+        if CAUSAL:
+            visible = inside[None, :] & (position[None, :] <= (HELD - positions + beam)[:, None])
+        else:
+            there = real[:, None] & inside[None, :]
+            visible = tl.load(seen + beam[:, None] * seen_position + position[None, :], mask=there, other=0) != 0
         scores = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where(visible != 0, scores, -float("inf"))
+        scores = tl.where(visible, scores, -float("inf"))
         top = tl.maximum(highest, tl.max(scores, 1))
         base = tl.where(top == -float("inf"), 0.0, top)
         weights = tl.exp2(scores - base[:, None])
@@ -114,16 +120,30 @@ def remember(projected: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
     """See service.generation.blocks.attend."""
+    return _attended(q, keys, values, seen, scale)
+
+
+def attend_causally(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """See service.generation.blocks.attend_causally, which is left to torch where that keeps the whole GPU busy."""
+    batch, heads, positions, _ = q.shape
+    if batch * heads * triton.cdiv(positions, FLASH_ROWS) >= FULL:
+        return blocks.attend_causally(q, keys, values, scale)
+    return _attended(q, keys, values, None, scale)
+
+
+def _attended(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """seen None: causal."""
     batch, heads, positions, size = q.shape
     kv_heads, held = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
     out = torch.empty(batch * positions, heads * size, dtype=q.dtype, device=q.device)
-    rows = 16 if groups * positions <= 16 or batch * kv_heads < 64 else 64
+    rows = 16 if groups * positions <= 16 or (seen is not None and batch * kv_heads < 64) else 64
     grid = (batch * kv_heads, triton.cdiv(groups * positions, rows))
+    steps = (0, 0) if seen is None else (seen.stride(0) * (seen.shape[0] > 1), seen.stride(1) * (seen.shape[1] > 1))
     _attend[grid](
-        q, keys, values, seen.view(torch.uint8), out, positions, heads, groups, scale * LOG2E,
-        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
-        seen.stride(0) if seen.shape[0] > 1 else 0, seen.stride(1) if seen.shape[1] > 1 else 0,
-        SIZE=size, ROWS=rows, KEYS=KEYS, HELD=held, num_warps=4,
+        q, keys, values, out if seen is None else seen.view(torch.uint8), out, positions, heads, groups, scale * LOG2E,
+        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), *steps,
+        SIZE=size, ROWS=rows, KEYS=min(KEYS if rows == 16 else 64, triton.next_power_of_2(held)), HELD=held,
+        CAUSAL=seen is None, num_warps=4,
     )  # fmt: skip
     return out

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from service.catalog.trie import CODES, LEVELS, Trie
 from service.generation.backbone import Backbone
-from service.generation.blocks import Blocks, attend_causally
+from service.generation.blocks import Blocks
 from service.generation.llama import Llama, Prefix
 
 NODES = 1 << 18  # room of a depth of the trie at first: 2 MiB, and enough for most catalogues
@@ -151,10 +151,10 @@ def run(
             end = first + width
             place = torch.arange(first, end, device=x.device)
             seen = blocks.look(seen, parent, place)
-            chosen = trie.code[depth - 1][nodes].int() + (weights.first_code_token + CODES * (depth - 1))
-            x = functional.embedding(chosen, embedding).view(batch * width, -1)
-            delta = torch.zeros_like(x)
-            turn = (weights.cos[ends + depth - 1][:, None], weights.sin[ends + depth - 1][:, None])
+            first_token = weights.first_code_token + CODES * (depth - 1)
+            x, delta, *turn = blocks.begin(
+                trie.code[depth - 1], nodes, first_token, embedding, weights.cos, weights.sin, ends + (depth - 1)
+            )
             for i in range(len(llama.layers)):
                 x, q = _enter(blocks, llama, i, x, delta, turn, keys[i, :, :, first:end], values[i, :, :, first:end])
                 x, delta = _leave(blocks, llama, i, x, blocks.attend(q, keys[i], values[i], seen, llama.scale))
@@ -180,7 +180,7 @@ def prefill(weights: Weights, blocks: Blocks, inputs: Inputs, keys: Tensor, valu
     *early, last = range(len(llama.layers))
     for i in early:
         x, q = _enter(blocks, llama, i, x, delta, turn, keys[i, :, :, shared:end], values[i, :, :, shared:end])
-        attended = attend_causally(q, keys[i, :, :, :end], values[i, :, :, :end], llama.scale)
+        attended = blocks.attend_causally(q, keys[i, :, :, :end], values[i, :, :, :end], llama.scale)
         x, delta = _leave(blocks, llama, i, x, attended)
     x, q = _enter(blocks, llama, last, x, delta, turn, keys[last, :, :, shared:end], values[last, :, :, shared:end])
     rows, ends = torch.arange(batch, device=x.device), inputs.lengths.long()
@@ -190,7 +190,7 @@ def prefill(weights: Weights, blocks: Blocks, inputs: Inputs, keys: Tensor, valu
 
 
 def _enter(
-    blocks: Blocks, llama: Llama, i: int, x: Tensor, delta: Tensor, turn: tuple[Tensor, Tensor], *new: Tensor
+    blocks: Blocks, llama: Llama, i: int, x: Tensor, delta: Tensor, turn: Sequence[Tensor], *new: Tensor
 ) -> tuple[Tensor, Tensor]:
     layer = llama.layers[i]
     x, projected = blocks.project(x, delta, layer.attention_norm, layer.qkv, llama.eps)
