@@ -30,7 +30,7 @@ FEW_LENGTHS, ALIGNED = 4, 16
 FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
 """Of one forward pass: fewer leave a GPU's matrix units idle, more gain nothing."""
 MEMORY_SHARE = 0.6
-"""Of the free memory for activations: several workers may share a GPU."""
+"""Of the memory that is left, for activations: weights, gradients and what an optimiser keeps come out of the rest."""
 COMPILING_PAYS = 2e16
 """Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
 
@@ -86,10 +86,21 @@ def plan(
         work = 4 * _block_parameters(backbone) * float(lengths.sum()) * epochs
         compiled = work >= COMPILING_PAYS
     compiled = compiled and can_compile(backbone, residual_dropout)
-    reserved = torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
-    free = MEMORY_SHARE * (torch.cuda.mem_get_info(backbone.device)[0] + reserved)
-    tokens, recompute = fitting(backbone, free, compiled)
+    tokens, recompute = fitting(backbone, MEMORY_SHARE * memory_left(backbone.device), compiled)
     return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled)
+
+
+def memory_left(device: torch.device) -> float:
+    """Bytes that this process may still take of a GPU: what is free there, within its share of the whole."""
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return within_share(free, total, share, allocated, torch.cuda.memory_reserved(device))
+
+
+def within_share(free: int, total: int, share: float, allocated: int, reserved: int) -> float:
+    """See memory_left. allocated: in use by this process; reserved: what it has taken, for that and for later."""
+    return max(0.0, min(free + reserved - allocated, share * total - allocated))
 
 
 def agreed(execution: Execution, group: Group) -> Execution:

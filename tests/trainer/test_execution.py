@@ -10,7 +10,7 @@ from service.generation.backbone import Backbone
 from service.generation.prompt import Prompt, compact
 from tests.language_models import llama
 from trainer.examples import TrainingSequence
-from trainer.execution import AS_IT_COMES, FEWEST_TOKENS, MOST_TOKENS, Execution, executing, fitting, plan
+from trainer.execution import AS_IT_COMES, FEWEST_TOKENS, MOST_TOKENS, Execution, executing, fitting, plan, within_share
 from trainer.fit import add_gradients, sequence_loss
 from trainer.layout import Size, lay_out, sequence_length
 from trainer.lora import AdaptedLinear
@@ -89,6 +89,14 @@ def test_little_memory_means_fewer_tokens_and_in_the_end_recomputed_blocks() -> 
     assert much == (MOST_TOKENS, False)
     assert little[0] < FEWEST_TOKENS
     assert little[1]
+
+
+def test_a_process_leaves_others_their_share_of_the_memory() -> None:
+    alone = within_share(free=70, total=80, share=1.0, allocated=5, reserved=10)
+    assert alone == 75  # what it holds without using it is free to it
+    assert within_share(free=70, total=80, share=0.25, allocated=5, reserved=10) == 15
+    assert within_share(free=4, total=80, share=0.25, allocated=5, reserved=10) == 9  # others took more than theirs
+    assert within_share(free=70, total=80, share=0.05, allocated=5, reserved=10) == 0
 
 
 def test_sixteen_bit_weights_do_not_round_a_small_update_away() -> None:

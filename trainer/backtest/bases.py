@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -22,7 +23,8 @@ from trainer.base import tokenize
 from trainer.base_training import open_language_model, train_backbone
 from trainer.checkpoints import Checkpoints
 from trainer.examples import build_examples
-from trainer.language_model import load_trainable
+from trainer.group import ALONE
+from trainer.language_model import LanguageModel, load_trainable
 from trainer.methods.base import Adapter
 from trainer.progress import Report
 from trainer.recipe import BaseRecipe
@@ -56,18 +58,18 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
 
     What an unfinished training has come to is kept beside it, and goes when the base is there.
     """
-    kept = Checkpoints(
-        folder.with_name(f".checkpoints-{folder.name}"), "", settings.checkpoint_interval.total_seconds()
+    interval = settings.checkpoint_interval.total_seconds()
+    kept, kept_codes = (
+        Checkpoints(folder.with_name(f".{what}-{folder.name}"), "", interval) for what in ("checkpoints", "codes")
     )
     if folder.exists():
         kept.clear()
+        kept_codes.clear()
         return
     language_model = open_language_model(recipe, settings)
     codes = data.codes
     if codes is None:
-        used = {data.items[row].item_id for row in np.unique(data.blocks[0].item).tolist()}
-        _, by_id = tokenize(data.items, used, recipe.tokenizer, settings.seed, report, language_model)
-        codes = np.array([by_id[item.item_id] for item in data.items], dtype=np.int16)
+        codes = _fitted_codes(data, recipe, settings, language_model, report, kept_codes if interval > 0 else None)
     index = index_of(data, codes)
     examples = build_examples(
         streams(data, 0), history_items=settings.history_items, min_events=settings.min_events_per_user
@@ -86,7 +88,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
         settings,
         language_model,
         report,
-        kept=kept.keyed(made_from(data, recipe, settings)) if kept.interval > 0 else None,
+        kept=kept.keyed(made_from(data, recipe, settings)) if interval > 0 else None,
     )
     fitted = trained.fit
     with publish_folder(folder) as staging:
@@ -106,6 +108,30 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
         }
         (staging / "base.json").write_bytes(orjson.dumps(measured))
     kept.clear()
+    kept_codes.clear()
+
+
+def _fitted_codes(
+    data: BacktestData,
+    recipe: BaseRecipe,
+    settings: Settings,
+    language_model: LanguageModel | None,
+    report: Report,
+    kept: Checkpoints | None,
+) -> NDArray[np.int16]:
+    """Codes of all items, fitted on those of D_1: minutes on a CPU, so they too outlast a base that was killed."""
+    if kept is not None:
+        source = recipe.language.source if recipe.language else None
+        kept = kept.keyed(data.digest, asdict(recipe.tokenizer), source, settings.seed)
+        if (state := kept.load(ALONE)) is not None:
+            found: NDArray[np.int16] = state[0]["codes"].numpy()
+            return found
+    used = {data.items[row].item_id for row in np.unique(data.blocks[0].item).tolist()}
+    _, by_id = tokenize(data.items, used, recipe.tokenizer, settings.seed, report, language_model)
+    codes = np.array([by_id[item.item_id] for item in data.items], dtype=np.int16)
+    if kept is not None:
+        kept.save(0, {"codes": torch.from_numpy(codes)}, {}, ALONE)
+    return codes
 
 
 def open_base(data: BacktestData, folder: Path, settings: Settings) -> BacktestBase:

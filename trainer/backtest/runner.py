@@ -1,5 +1,6 @@
 """A backtest from its plan to its raw results: bases, then tasks, on all cores; a killed run goes on where it was."""
 
+import gc
 import multiprocessing
 import os
 import queue
@@ -190,6 +191,8 @@ class _Worker:
     backtest: Backtest
     blocks: Blocks
     news: "multiprocessing.Queue[tuple[str, float]]"
+    whole: float | None = None
+    """The share of a GPU that this process had before it was divided among workers; None: not asked yet."""
 
 
 _worker: _Worker | None = None
@@ -212,6 +215,7 @@ def _end_with(parent: int) -> None:
 def _fit_base(seed: int) -> None:
     worker = _working()
     backtest = worker.backtest
+    _share_device(backtest, backtest.plan.seeds)
     name = f"base, seed {seed}"
 
     def report(step: str, done: int, total: int) -> None:
@@ -229,6 +233,7 @@ def _fit_base(seed: int) -> None:
 def _run_task(task: Task) -> None:
     worker = _working()
     backtest = worker.backtest
+    _share_device(backtest, len(backtest.plan.tasks()))
     base = open_base(backtest.data, base_folder(backtest.out, task.seed), backtest.settings)
 
     def report(step: str, done: int, total: int) -> None:
@@ -239,6 +244,21 @@ def _run_task(task: Task) -> None:
     except AdaptideError as error:
         raise type(error)(f"{task.name}: {error.detail}") from error
     worker.news.put((task.name, 1.0))
+
+
+def _share_device(backtest: Backtest, jobs: int) -> None:
+    """Let a worker take of a GPU what is its own beside those that work at the same time, and give the rest back.
+
+    What this process has of it to begin with (all, unless PYTORCH_ALLOC_CONF says less) is what they share.
+    """
+    worker = _working()
+    if pick_device(backtest.settings.device).type != "cuda":
+        return
+    if worker.whole is None:
+        worker.whole = torch.cuda.get_per_process_memory_fraction()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(worker.whole / min(backtest.workers, jobs))
 
 
 def _working() -> _Worker:
