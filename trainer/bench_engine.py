@@ -216,7 +216,7 @@ def _forward(backbone: Backbone, batch: int, tokens: int, blocks: Blocks) -> dic
     assert stream is not None  # noqa: S101  # on a GPU
     graph = capture(once, stream)
 
-    def replay() -> None:
+    def replay(_kept: Callable[[], None] = once) -> None:  # a graph does not hold the memory that it works on
         graph.replay()
         torch.cuda.synchronize()
 
