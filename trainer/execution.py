@@ -31,8 +31,10 @@ FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
 """Of one forward pass: fewer leave a GPU's matrix units idle, more gain nothing."""
 MEMORY_SHARE = 0.6
 """Of the memory that is left, for activations: weights, gradients and what an optimiser keeps come out of the rest."""
-COMPILING_PAYS = 2e16
-"""Floating-point operations of a whole training: about two minutes on an H100, where compiling takes one."""
+COMPILING_PAYS = 6e12
+"""Floating-point operations of a whole training for each channel of the model: a minute or two on an H100, which does
+the fewer a second the narrower a model is (SmolLM2 two tenths of what one with a billion parameters has), where
+compiling takes up to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def plan(
     few = np.unique(np.quantile(lengths, np.arange(1, FEW_LENGTHS + 1) / FEW_LENGTHS, method="higher"))
     if compiled is None:
         work = 4 * _block_parameters(backbone) * float(lengths.sum()) * epochs
-        compiled = work >= COMPILING_PAYS
+        compiled = work >= COMPILING_PAYS * backbone.model.config.hidden_size
     compiled = compiled and can_compile(backbone, residual_dropout)
     tokens, recompute = fitting(backbone, MEMORY_SHARE * memory_left(backbone.device), compiled)
     return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled)
