@@ -12,6 +12,7 @@ from service.kit.fields import Identifier
 from service.recommend.replay import find_recommendation
 from service.recommend.schemas import (
     Filters,
+    Name,
     RecommendationReply,
     RecommendationRequest,
     SimilarReply,
@@ -54,8 +55,8 @@ async def similar_items(
     request: Request,
     item_id: Annotated[Identifier, Path()],
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    category: Annotated[str | None, Query(min_length=1, max_length=300)] = None,
-    brand: Annotated[str | None, Query(min_length=1, max_length=300)] = None,
+    category: Annotated[Name | None, Query()] = None,
+    brand: Annotated[Name | None, Query()] = None,
 ) -> SimilarReply:
     """More like this: what lies nearest to an item by its semantic ID, and of what is equally near what is taken next.
 

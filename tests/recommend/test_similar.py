@@ -102,7 +102,8 @@ def test_before_a_base_shared_categories_and_popularity_decide(admin: TestClient
 
 
 def test_a_wrong_question_is_refused(admin: TestClient) -> None:
-    for asked in ({"limit": 0}, {"limit": 101}, {"limit": "x"}, {"category": ""}, {"brand": "x" * 301}):
+    wrong = ({"limit": 0}, {"limit": 101}, {"limit": "x"}, {"category": ""}, {"brand": "x" * 301}, {"brand": "a\0"})
+    for asked in wrong:
         assert admin.get("/v1/items/a/similar", params=asked).status_code == 422, asked
     assert admin.get(f"/v1/items/{'x' * 129}/similar").status_code == 422
 
