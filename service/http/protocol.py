@@ -34,6 +34,39 @@ def connection_limit() -> int:
     return MOST_CONNECTIONS if soft < 0 else max(64, min(MOST_CONNECTIONS, soft - SPARE_DESCRIPTORS))
 
 
+class Joining:
+    """The connection as a reply writes to it: the head goes out with the first piece of the body, in one call.
+
+    Each call is one of the system, and wakes the client once more: some 30 of 300 microseconds of a small reply.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport, self._cycle = transport, cycle
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        if not self._begun and self._cycle.response_started:
+            self._begun, self._head = True, data
+        elif self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """The head, of a reply that has no body."""
+        if self._head is not None:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class PatientProtocol(HttpToolsProtocol):
     """One connection. Who keeps us waiting longest is the first to go, so that health is answered under any flood."""
 
@@ -111,6 +144,8 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_is_whole()
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = Joining(self.transport, self.cycle)  # type: ignore[assignment]  # all that it uses
         if len(self.pipeline) > PIPELINED:
             self._status = 429
             raise ValueError("too many requests ahead of their replies")
@@ -129,6 +164,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self._answering is not None:
+            if isinstance(self._answering.transport, Joining):
+                self._answering.transport.flush()
             self._answering.body = bytearray()  # what came of a body that was answered unread
         super().on_response_complete()
         if not self.pipeline and not self.transport.is_closing():

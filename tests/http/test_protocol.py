@@ -110,6 +110,22 @@ def test_whoever_is_answered_may_ask_again_over_the_same_connection(server: InTh
             received += connection.recv(65_536)
 
 
+def test_the_head_of_a_reply_comes_with_the_first_of_its_body(server: InThread) -> None:
+    with connected(server) as connection:
+        for _ in range(20):
+            connection.sendall(HEAD + b"\r\n")
+            assert connection.recv(65_536).endswith(b'"fine"')
+
+
+def test_a_reply_that_is_a_head_alone_comes_at_once(server: InThread) -> None:
+    with connected(server) as connection:
+        for method, status in ((b"HEAD", b"405"), (b"GET", b"200"), (b"HEAD", b"405")):
+            connection.sendall(HEAD.replace(b"GET", method) + b"\r\n")
+            reply = connection.recv(65_536)
+            assert reply.startswith(b"HTTP/1.1 " + status)
+            assert reply.endswith(b"\r\n\r\n") == (method == b"HEAD")
+
+
 def test_the_longest_waiting_connection_makes_room_for_a_new_one(
     server: InThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
