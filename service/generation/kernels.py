@@ -15,7 +15,6 @@ from torch import Tensor
 from service.generation import blocks
 
 HEADS = 16  # of one program of `remember`
-KEYS = 256  # of one round of `attend` at most
 FLASH_ROWS, FULL = 128, 132
 """Queries of one program of torch's causal attention, and how many such programs keep a large GPU busy."""
 LOG2E = 1.4426950408889634
@@ -126,7 +125,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) 
 def attend_causally(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """See service.generation.blocks.attend_causally, which is left to torch where that keeps the whole GPU busy."""
     batch, heads, positions, _ = q.shape
-    if batch * heads * triton.cdiv(positions, FLASH_ROWS) >= FULL:
+    if q.dtype is torch.float32 or batch * heads * triton.cdiv(positions, FLASH_ROWS) >= FULL:
         return blocks.attend_causally(q, keys, values, scale)
     return _attended(q, keys, values, None, scale)
 
@@ -137,13 +136,14 @@ def _attended(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scal
     kv_heads, held = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
     out = torch.empty(batch * positions, heads * size, dtype=q.dtype, device=q.device)
-    rows = 16 if groups * positions <= 16 or (seen is not None and batch * kv_heads < 64) else 64
+    few = groups * positions <= 16 or (seen is not None and batch * kv_heads < 64)
+    rows = 16 if few else 64 if size <= 64 else 32  # these and the keys of a round: within 80 KiB, that any GPU has
     grid = (batch * kv_heads, triton.cdiv(groups * positions, rows))
     steps = (0, 0) if seen is None else (seen.stride(0) * (seen.shape[0] > 1), seen.stride(1) * (seen.shape[1] > 1))
     _attend[grid](
         q, keys, values, out if seen is None else seen.view(torch.uint8), out, positions, heads, groups, scale * LOG2E,
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), *steps,
-        SIZE=size, ROWS=rows, KEYS=min(KEYS if rows == 16 else 64, triton.next_power_of_2(held)), HELD=held,
+        SIZE=size, ROWS=rows, KEYS=64 if size <= 128 else 32, HELD=held,
         CAUSAL=seen is None, num_warps=4,
     )  # fmt: skip
     return out
