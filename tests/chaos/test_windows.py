@@ -101,7 +101,8 @@ def test_a_leader_that_is_paused_is_replaced_and_what_it_still_writes_is_fenced(
 ) -> None:
     """On PostgreSQL every other pause comes at a random moment, inside a transaction or not."""
     ticks, stops, lease_s = sized(20, 500), sized(2, 50), 2.0
-    draw, failovers, random_stops = random.Random(1), [], 0
+    draw, random_stops = random.Random(1), 0
+    failovers: list[float] = []
     pausing, hold = set(range(2, ticks, ticks // stops)), tmp_path / workers.HOLD
     with crowd(database, tmp_path) as started:
         leaders = dict(started.start(workers.leader, lease_s, 0.05) for _ in range(3))
@@ -124,8 +125,8 @@ def test_a_leader_that_is_paused_is_replaced_and_what_it_still_writes_is_fenced(
             hold.unlink(missing_ok=True)
             try:
                 others = {own: path for own, path in leaders.items() if own is not process}
-                done = _outcome(database, window) is not None
-                if done:  # it had come to its end before: the next one needs a new leader
+                eventually(lambda o=others, w=window: bool(_outcome(database, w) or _workers(o, w)), PATIENCE)  # type: ignore[misc]
+                if not _workers(others, window):  # it had come to its end, or its last commit was on its way
                     write_events(database, 1)
                     window = _sealed(database)
                 _worker(others, window)
@@ -179,15 +180,13 @@ def _outcome(database: Database, window_id: int) -> str | None:
 
 def _worker(leaders: dict[Any, Path], window_id: int) -> tuple[Any, Path, list[str]]:
     """The leader that says it works on the window, where it said so, and the window and fence that it named."""
-    found: list[tuple[Any, Path, list[str]]] = []
+    eventually(lambda: bool(_workers(leaders, window_id)), PATIENCE)
+    return _workers(leaders, window_id)[0]
 
-    def ask() -> bool:
-        for process, said in leaders.items():
-            found.extend((process, said, w[1:]) for w in lines(said) if w[:2] == ["working", str(window_id)])
-        return bool(found)
 
-    eventually(ask, PATIENCE)
-    return found[0]
+def _workers(leaders: dict[Any, Path], window_id: int) -> list[tuple[Any, Path, list[str]]]:
+    told = [(process, said, line) for process, said in leaders.items() for line in lines(said)]
+    return [(process, said, line[1:]) for process, said, line in told if line[:2] == ["working", str(window_id)]]
 
 
 def _went_on(told: list[list[str]], line: list[str]) -> bool:
