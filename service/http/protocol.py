@@ -84,6 +84,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._drain_timer: asyncio.TimerHandle | None = None
         self._drains_from = 0.0  # the loop's time
         self._answering: RequestResponseCycle | None = None
+        self._reply: Joining | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own signature
         super().connection_made(transport)
@@ -144,8 +145,6 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.head_is_whole()
         super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.transport = Joining(self.transport, self.cycle)  # type: ignore[assignment]  # all that it uses
         if len(self.pipeline) > PIPELINED:
             self._status = 429
             raise ValueError("too many requests ahead of their replies")
@@ -159,13 +158,14 @@ class PatientProtocol(HttpToolsProtocol):
         self.waiting.pop(self, None)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
+        self._answering, self._reply = cycle, Joining(self.transport, cycle)
+        cycle.transport = self._reply  # type: ignore[assignment]  # it has all that a cycle uses
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        if self._reply is not None:
+            self._reply.flush()
         if self._answering is not None:
-            if isinstance(self._answering.transport, Joining):
-                self._answering.transport.flush()
             self._answering.body = bytearray()  # what came of a body that was answered unread
         super().on_response_complete()
         if not self.pipeline and not self.transport.is_closing():
