@@ -83,6 +83,12 @@ class Database:
         # Longer than any statement may take: the server itself must be gone.
         self._within_s = limits.statement_s + GONE_S if limits.statement_s and self.dialect == "postgresql" else None
         self._outage = _Outage(self.engine)
+        self._closed = closed = threading.Event()
+
+        @event.listens_for(self.engine, "checkin")
+        def _end(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+            if closed.is_set():  # a pool that was disposed of keeps what comes back to it open
+                record.invalidate()
 
     def within(self, seconds: float) -> "Database":
         """The same store, for callers that cannot wait: on PostgreSQL a transaction ends in StoreUnavailable when the
@@ -149,6 +155,8 @@ class Database:
                 postgres.require_version(connection)
 
     def close(self) -> None:
+        """End the connections: the idle ones now, those of threads that are not done when they are."""
+        self._closed.set()
         self._outage.forget()
         self.engine.dispose()
 

@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -134,6 +136,24 @@ def test_a_write_that_is_not_flushed_outlives_its_process(tmp_path: Path) -> Non
     database = Database(url)
     assert names(database) == {"written"}
     database.close()
+
+
+def test_a_thread_that_outlives_the_store_leaves_no_connection_open(database: Database) -> None:
+    """One that was on its way when the store was closed, and one that only comes then."""
+    opened: list[Any] = []
+
+    def use(meanwhile: Callable[[], None]) -> None:
+        with database.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            opened.append(connection.connection.dbapi_connection)
+            meanwhile()
+
+    use(database.close)
+    use(lambda: None)
+    assert opened[0] is not opened[1]
+    for connection in opened:
+        with pytest.raises(Exception, match="closed"):
+            connection.execute("SELECT 1")
 
 
 KILLED = """
