@@ -6,6 +6,7 @@ to start with these variables.
 
 import os
 import signal
+import threading
 from enum import StrEnum
 
 VARIABLE = "ADAPTIDE_TEST_CRASH_AT"
@@ -40,7 +41,10 @@ class CrashPoint(StrEnum):
 
 
 def crash_point(point: CrashPoint) -> None:
-    """Die here, at once and without a word, or stop until SIGCONT comes, when the environment says so."""
+    """Die here, at once and without a word, or stop until SIGCONT comes, when the environment says so.
+
+    The signal is this thread's: one to the process may stop another thread first, while this one goes on a little.
+    """
     for variable, number in ((VARIABLE, signal.SIGKILL), (PAUSE_VARIABLE, signal.SIGSTOP)):
         if os.environ.get(variable) == point.value:
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.get_ident(), number)
