@@ -37,9 +37,14 @@ class House:
         self._full_since: float | None = None
         self._standing_until: float | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many are inside as keep the server busy: `refuses` may say so."""
+        return self.inside >= self._full
+
     def refuses(self) -> bool:
         """Whether one more may not enter now, which is counted."""
-        if self.inside < self._full:
+        if not self.is_full:
             return False
         now = self._monotonic()
         if self._standing_until is not None and now > self._standing_until:

@@ -188,6 +188,10 @@ class Gate:
     shut = False
     draining = False
 
+    @property
+    def is_full(self) -> bool:
+        return self.shut
+
     def refuses(self) -> bool:
         return self.shut
 
