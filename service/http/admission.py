@@ -3,6 +3,7 @@
 The rule is AdmissionMiddleware's. `service.http.door` asks the same question earlier, where a refusal costs least.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -33,18 +34,19 @@ class House:
         """full: as many as keep the server busy."""
         self._full, self._most, self._patience_s, self._monotonic = full, most, patience_s, monotonic
         self._queue, self._burst = SHED.labels(kind, "queue"), SHED.labels(kind, "burst")
-        self.inside = 0
+        self.inside = self._expected = 0
         self._full_since: float | None = None
         self._standing_until: float | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether as many are inside as keep the server busy: `refuses` may say so."""
-        return self.inside >= self._full
+        """Whether as many are inside or expected as keep the server busy: `refuses` may say so."""
+        return self.inside + self._expected >= self._full
 
-    def refuses(self) -> bool:
-        """Whether one more may not enter now, which is counted."""
-        if not self.is_full:
+    def refuses(self, *, expected: bool = False) -> bool:
+        """Whether one more may not enter now, which is counted. expected: those that were let through are inside."""
+        inside = self.inside + self._expected if expected else self.inside
+        if inside < self._full:
             return False
         now = self._monotonic()
         if self._standing_until is not None and now > self._standing_until:
@@ -55,10 +57,20 @@ class House:
             self._standing_until = now + self._patience_s
             self._queue.inc()
             return True
-        if self.inside >= self._most:
+        if inside >= self._most:
             self._burst.inc()
             return True
         return False
+
+    def expect(self) -> None:
+        """One is let through at the door. If its body is there it enters in this turn of the event loop; else it is
+        forgotten, so that nobody takes room by half a request.
+        """
+        self._expected += 1
+        asyncio.get_running_loop().call_soon(self._came)
+
+    def _came(self) -> None:
+        self._expected -= 1
 
     def enter(self) -> None:
         self.inside += 1

@@ -64,9 +64,12 @@ def door(houses: Mapping[str, House], draining: Callable[[], bool]) -> type[Pati
 
         def on_headers_complete(self) -> None:
             ordinary = not (self.expect_100_continue or self.parser.should_upgrade())
-            self._refused = ordinary and self._refuses(self.url.partition(b"?")[0])
+            path = self.url.partition(b"?")[0]
+            self._refused = ordinary and self._refuses(path)
             if not self._refused:
                 super().on_headers_complete()
+                if (kind := kind_of(path.decode("latin-1"))) is not None:
+                    houses[kind].expect()
                 return
             keep = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1" and not draining()
             self._refuse(request_id_of(self.scope), keep=keep)
@@ -87,12 +90,12 @@ def door(houses: Mapping[str, House], draining: Callable[[], bool]) -> type[Pati
 
         def _refuses(self, path: bytes) -> bool:
             """What is out of the ordinary goes to the application, which has the same rule."""
-            if self.flow.write_paused or not (
-                self.cycle is None or self.cycle.response_complete
-            ):  # replies have an order
+            if self.flow.write_paused:
+                return False
+            if self.cycle is not None and not self.cycle.response_complete:  # replies have an order
                 return False
             kind = kind_of(path.decode("latin-1"))
-            return kind is not None and houses[kind].refuses()
+            return kind is not None and houses[kind].refuses(expected=True)
 
         def _refuse(self, request_id: str, *, keep: bool) -> None:
             self.head_is_whole()

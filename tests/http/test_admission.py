@@ -192,8 +192,10 @@ class Gate:
     def is_full(self) -> bool:
         return self.shut
 
-    def refuses(self) -> bool:
+    def refuses(self, *, expected: bool = False) -> bool:
         return self.shut
+
+    def expect(self) -> None: ...
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from service.http.admission import OTHERS, RECOMMENDATIONS
+from service.http.admission import OTHERS, RECOMMENDATIONS, House
 from service.http.door import door
 
 
@@ -19,9 +19,11 @@ class Full:
     def __init__(self, *, unparsed: bool) -> None:
         self.is_full, self.refused = unparsed, 0
 
-    def refuses(self) -> bool:
+    def refuses(self, *, expected: bool = False) -> bool:
         self.refused += 1
         return True
+
+    def expect(self) -> None: ...
 
 
 class Transport:
@@ -51,28 +53,40 @@ class Transport:
     def resume_reading(self) -> None: ...
 
 
-def replies_to(chunks: list[bytes], *, unparsed: bool) -> tuple[list[str], bool, int]:
-    """Replies without what is drawn for each; whether the connection was closed; how many were refused."""
+def connected(houses: Any) -> tuple[Any, Transport]:
+    """A connection to an application that never answers."""
 
     async def never(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
 
+    config = uvicorn.Config(never, log_config=None, access_log=False, lifespan="off", interface="asgi3", ws="none")
+    config.load()
+    protocol, transport = (
+        door(houses, lambda: False)(config=config, server_state=ServerState(), app_state={}),
+        Transport(),
+    )
+    protocol.connection_made(transport)  # type: ignore[arg-type]  # all that a protocol uses
+    return protocol, transport
+
+
+def end_tasks() -> None:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+def replies_to(chunks: list[bytes], *, unparsed: bool) -> tuple[list[str], bool, int]:
+    """Replies without what is drawn for each; whether the connection was closed; how many were refused."""
+
     async def run() -> tuple[list[str], bool, int]:
         house = Full(unparsed=unparsed)
-        houses: Any = {RECOMMENDATIONS: house, OTHERS: house}
-        config = uvicorn.Config(never, log_config=None, access_log=False, lifespan="off", interface="asgi3", ws="none")
-        config.load()
-        transport = Transport()
-        protocol = door(houses, lambda: False)(config=config, server_state=ServerState(), app_state={})
-        protocol.connection_made(transport)  # type: ignore[arg-type]  # all that a protocol uses
+        protocol, transport = connected({RECOMMENDATIONS: house, OTHERS: house})
         for chunk in chunks:
             if not transport.closed:
                 protocol.data_received(chunk)
         written = [_DRAWN.sub("", reply.decode("latin-1")) for reply in transport.written]
         closed = transport.closed
         protocol.connection_lost(None)
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+        end_tasks()
         return written, closed, house.refused
 
     return asyncio.run(run())
@@ -146,6 +160,31 @@ def test_an_ordinary_request_is_not_parsed(monkeypatch: Any) -> None:
     replies, closed, refused = replies_to([head + b"12345"] * 3, unparsed=True)
     assert (len(replies), closed, refused) == (3, False, 3)
     assert all(reply.startswith("HTTP/1.1 503 ") for reply in replies)
+
+
+def test_those_that_come_in_one_turn_of_the_loop_are_counted_before_they_are_inside() -> None:
+    """Or all would be let in to be refused there, at several times the price."""
+    request = b"POST /v1/recommendations HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n12345"
+
+    async def run() -> tuple[list[int], list[int]]:
+        house = House(RECOMMENDATIONS, 2, 2, 10.0)
+        connections = [connected({RECOMMENDATIONS: house, OTHERS: house}) for _ in range(4)]
+        seen = []
+        for whole in (True, False):
+            for protocol, transport in connections:
+                transport.written.clear()
+                protocol.data_received(request if whole else request[:-1])
+            seen.append([len(transport.written) for _, transport in connections])
+            for protocol, _ in connections:
+                protocol.connection_lost(None)
+            connections = [connected({RECOMMENDATIONS: house, OTHERS: house}) for _ in range(4)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not house.is_full  # nobody came in after all: half a request takes no room
+        end_tasks()
+        return seen[0], seen[1]
+
+    assert asyncio.run(run()) == ([0, 0, 1, 1], [0, 0, 1, 1])
 
 
 def _parsed(_protocol: object, data: bytes) -> None:
