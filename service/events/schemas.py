@@ -1,14 +1,13 @@
 """An event as it is sent, and what is said about a batch."""
 
 import math
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from service.kit.fields import UUID_PATTERN, Identifier
+from service.kit.fields import UUID_PATTERN, Identifier, rfc3339
 
 MAX_BATCH = 500
 MAX_PROPERTIES_BYTES = 4096
@@ -16,17 +15,12 @@ MAX_PROPERTIES_DEPTH = 8
 INT64 = 2**63
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
 
 def _instant(value: Any) -> datetime:
     """RFC 3339 text, or an aware datetime from a caller inside the process; not before 1970, in UTC."""
-    if isinstance(value, datetime):
-        moment = value
-    elif isinstance(value, str) and len(value) <= 40 and _RFC3339.fullmatch(value):
-        moment = datetime.fromisoformat(value.upper())  # ValueError for a 13th month: pydantic reports it
-    else:
-        raise ValueError("a date and time with its offset is needed, such as 2026-03-01T12:00:00Z")
+    value = rfc3339(value)
+    # ValueError for a 13th month: pydantic reports it
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.upper())
     if moment.tzinfo is None:
         raise ValueError("the time zone is missing")
     if moment < EPOCH:

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 
 from service.access.endpoints import Admin
+from service.kit.fields import Moment
 from service.quality import monitor
 from service.quality.schemas import QualityView
 from service.wiring import ServicesDep
@@ -14,11 +14,11 @@ from service.wiring import ServicesDep
 router = APIRouter(tags=["admin"])
 
 FIRST, LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9998, 1, 1, tzinfo=UTC)
-Moment = Annotated[AwareDatetime | None, Query(examples=["2026-03-01T00:00:00Z"])]
+Bound = Annotated[Moment | None, Query(examples=["2026-03-01T00:00:00Z"])]
 
 
 @router.get("/v1/admin/quality")
-def read_quality(services: ServicesDep, principal: Admin, since: Moment = None, until: Moment = None) -> QualityView:
+def read_quality(services: ServicesDep, principal: Admin, since: Bound = None, until: Bound = None) -> QualityView:
     """What live recommendations have come to, by the version that made them, and how the serving one compares.
 
     since, until: of recommendations made then; buckets of time that begin in between count whole. Nothing lies

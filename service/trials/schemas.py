@@ -1,23 +1,17 @@
 """Trials as they are asked for and sent."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.adapters.schemas import Reason
+from service.kit.fields import Moment
 from service.trials.judging import TrialReport
 from service.trials.repository import TrialRow
 from service.trials.states import Deed, EndReason, Kind
 
 Version = Annotated[str, StringConstraints(strict=True, pattern="^a[0-9]{6,9}-[0-9a-f]{12}$")]
-
-
-def _no_number(value: Any) -> Any:
-    """The document names times as text alone, and pydantic takes seconds too."""
-    if not isinstance(value, str | datetime):
-        raise ValueError("a date and time with its offset is needed, such as 2026-03-01T12:00:00Z")
-    return value
 
 
 class TrialRequest(BaseModel):
@@ -31,7 +25,7 @@ class TrialRequest(BaseModel):
     """shadow: it ranks what was answered, and nobody sees it. canary: it answers a share of the users."""
     share: Annotated[float, Field(gt=0, le=1, strict=True)]
     """Of users, picked by a hash of their id; the same ones on every replica."""
-    ends_at: Annotated[AwareDatetime, BeforeValidator(_no_number)] | None = None
+    ends_at: Moment | None = None
     """When it ends by itself; null: when somebody ends it."""
     reason: Reason | None = None
 

@@ -63,6 +63,7 @@ def test_one_is_started_changed_and_ended(admin: TestClient, shelf: Shelf) -> No
         {"adapter_version": "base"},
         {"ends_at": "2026-03-01T12:00:00"},
         {"ends_at": 1772366400},
+        {"ends_at": "1772366400"},
         {"salt": "mine"},
     ],
 )
