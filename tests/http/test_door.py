@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import uvicorn
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from uvicorn.server import ServerState
 
 from service.http.admission import OTHERS, RECOMMENDATIONS, House
 from service.http.door import door
+from service.http.protocol import PatientProtocol
 
 
 class Full:
@@ -54,7 +57,7 @@ class Transport:
 
 
 def connected(houses: Any) -> tuple[Any, Transport]:
-    """A connection to an application that never answers."""
+    """A connection to an application that never answers. All connections of a process are counted: lose it."""
 
     async def never(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
@@ -90,6 +93,12 @@ def replies_to(chunks: list[bytes], *, unparsed: bool) -> tuple[list[str], bool,
         return written, closed, house.refused
 
     return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def _all_are_lost() -> Iterator[None]:
+    yield
+    assert not [one for one in PatientProtocol.waiting if isinstance(one.transport, Transport)]
 
 
 _DRAWN = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|retry-after: \d")
@@ -168,16 +177,14 @@ def test_those_that_come_in_one_turn_of_the_loop_are_counted_before_they_are_ins
 
     async def run() -> tuple[list[int], list[int]]:
         house = House(RECOMMENDATIONS, 2, 2, 10.0)
-        connections = [connected({RECOMMENDATIONS: house, OTHERS: house}) for _ in range(4)]
         seen = []
         for whole in (True, False):
-            for protocol, transport in connections:
-                transport.written.clear()
+            connections = [connected({RECOMMENDATIONS: house, OTHERS: house}) for _ in range(4)]
+            for protocol, _ in connections:
                 protocol.data_received(request if whole else request[:-1])
             seen.append([len(transport.written) for _, transport in connections])
             for protocol, _ in connections:
                 protocol.connection_lost(None)
-            connections = [connected({RECOMMENDATIONS: house, OTHERS: house}) for _ in range(4)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert not house.is_full  # nobody came in after all: half a request takes no room
