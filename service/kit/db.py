@@ -82,8 +82,8 @@ class Database:
         self.url = self.engine.url
         # Longer than any statement may take: the server itself must be gone.
         self._within_s = limits.statement_s + GONE_S if limits.statement_s and self.dialect == "postgresql" else None
-        self._outage = _Outage(self.engine)
         self._closed = closed = threading.Event()
+        self._outage = _Outage(self.engine, closed)
 
         @event.listens_for(self.engine, "checkin")
         def _end(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
@@ -157,32 +157,27 @@ class Database:
     def close(self) -> None:
         """End the connections: the idle ones now, those of threads that are not done when they are."""
         self._closed.set()
-        self._outage.forget()
         self.engine.dispose()
 
 
 class _Outage:
     """Whether the server has stopped answering: one thread asks it again and again, so that no caller has to."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, closed: threading.Event) -> None:
+        self._engine, self._closed = engine, closed
         self._lock = threading.Lock()
-        self._forgotten = threading.Event()
         self.lasts = False
 
     def begin(self) -> None:
         with self._lock:
-            if self.lasts or self._forgotten.is_set():
+            if self.lasts or self._closed.is_set():
                 return
             self.lasts = True
         threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
 
-    def forget(self) -> None:
-        self._forgotten.set()
-
     def _probe(self) -> None:
         # At once: where it was one statement that was slow, others are held up for a moment only.
-        while not self._answers() and not self._forgotten.wait(PROBE_EVERY_S):
+        while not self._answers() and not self._closed.wait(PROBE_EVERY_S):
             pass
         self.lasts = False
 
