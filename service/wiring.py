@@ -51,6 +51,7 @@ from service.trials.following import TrialFollower
 from service.trials.shadow import ShadowRanker
 
 THREADS = 40  # of the routes that are plain functions; anyio's own default
+FULL_BATCHES = 2  # while one is searched, of the other replies are written and the next pasts read
 QUEUED_BATCHES = 8  # requests that may wait, in full batches; more would outlast their deadline anyhow
 
 
@@ -278,9 +279,12 @@ def _details(
 
 def _houses(settings: Settings) -> dict[str, House]:
     patience_s = settings.queue_patience.total_seconds()
-    # Of a whole batch half is searched while the replies of the other half are written: the model is never idle.
-    sizes = {admission.RECOMMENDATIONS: settings.batch_max_requests, admission.OTHERS: THREADS}
-    return {kind: House(kind, full, QUEUED_BATCHES * full, patience_s) for kind, full in sizes.items()}
+    batch = settings.batch_max_requests
+    kept_busy, most = FULL_BATCHES * batch, QUEUED_BATCHES * batch
+    return {
+        admission.RECOMMENDATIONS: House(admission.RECOMMENDATIONS, kept_busy, most, patience_s),
+        admission.OTHERS: House(admission.OTHERS, THREADS, QUEUED_BATCHES * THREADS, patience_s),
+    }
 
 
 def _open_codec(database: Database, artifacts: ArtifactStore, base_id: str) -> Codec:

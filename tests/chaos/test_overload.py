@@ -21,7 +21,8 @@ from trainer.load import Reply
 pytestmark = [pytest.mark.scenario(15), pytest.mark.e2e]
 
 DEADLINE_MS = 2000.0  # ADAPTIDE_REQUEST_DEADLINE
-CONCURRENCIES = (16, 32)  # of the closed loops that find the capacity; more only wait longer
+PATIENCE_S = 0.5  # ADAPTIDE_QUEUE_PATIENCE
+CONCURRENCIES = (32, 64)  # of the closed loops, the best of which is the capacity; more only wait longer
 TIMES = 5
 
 
@@ -80,21 +81,32 @@ def p99(replies: list[Reply]) -> float:
 
 @pytest.mark.timeout(sized(300, 3600))
 def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served, figures: dict[str, Any]) -> None:
-    measured, seconds = sized(2.0, 20.0), sized(5.0, 60.0)
-    closed = [drive(served.plan(measured, concurrency=n, warm_s=0.5)) for n in CONCURRENCIES]
-    best = max(closed, key=lambda run: run.per_second)
-    capacity, usual_p99 = best.per_second, p99(best.replies)
-    assert {reply.status for run in closed for reply in run.replies} == {200}
+    tried, measured, seconds = sized(1.0, 10.0), sized(2.0, 30.0), sized(5.0, 60.0)
+    closed = {n: drive(served.plan(tried, concurrency=n, warm_s=0.5)) for n in CONCURRENCIES}
+    usual = served.plan(measured, concurrency=max(closed, key=lambda n: closed[n].per_second), warm_s=0.5)
+    before = drive(usual)
+    assert {reply.status for run in (*closed.values(), before) for reply in run.replies} == {200}
     assert served.metric("adaptide_shed_requests_total") == 0  # nobody is turned away while there is room
     memory, threads = served.resident_mib(), served.threads()
 
     with Probes(served) as probes:
-        run = drive(served.plan(seconds, rate=TIMES * capacity, warm_s=1.0))
+        run = drive(served.plan(seconds, rate=TIMES * before.per_second, warm_s=1.0))
     shed = served.metric("adaptide_shed_requests_total")
+    grown = served.resident_mib() - memory, served.threads() - threads
+
+    # and when it is over, it is over
+    eventually(lambda: served.strategy() == "personalised", 10)
+    time.sleep(2 * PATIENCE_S)
+    after = drive(usual)
+    assert {reply.status for reply in after.replies} == {200}
+    assert served.metric("adaptide_shed_requests_total") == shed
+
+    # a virtual machine's cores are faster at one time than at another, so the capacity is that of before and after
+    capacity, usual_p99 = (before.per_second + after.per_second) / 2, p99([*before.replies, *after.replies])
     goodput, accepted_p99 = in_time(run.replies, seconds), p99(run.replies)
     personal = sum(reply.strategy == "personalised" for reply in run.replies)
     figures |= {
-        "capacity_per_s": round(capacity),
+        "capacity_per_s": [round(before.per_second), round(after.per_second)],
         "p99_at_capacity_ms": round(usual_p99),
         "offered_per_s": round(len(run.replies) / seconds),
         "goodput_per_s": round(goodput),
@@ -106,15 +118,15 @@ def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served,
         "refused_p50_ms": round(np.median([reply.latency_ms for reply in run.replies if reply.status == 503]), 1),
         "live_p99_ms": round(float(np.percentile(probes.live, 99))),
         "live_max_ms": round(max(probes.live)),
-        "memory_grown_mib": round(served.resident_mib() - memory),
-        "threads_grown": served.threads() - threads,
+        "memory_grown_mib": round(grown[0]),
+        "threads_grown": grown[1],
         "generator_cpu": round(run.busy, 2),
     }
     assert {reply.status for reply in run.replies} == {200, 503}
     assert shed > 0
     assert personal > 0
     assert probes.others == {200}
-    assert served.resident_mib() - memory <= 100
+    assert grown[0] <= 100
     if FULL:
         assert goodput >= 0.8 * capacity
         assert accepted_p99 <= 3 * usual_p99
@@ -122,12 +134,6 @@ def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served,
     else:  # a machine that is busy with other tests shifts under the two measurements
         assert run.per_second >= 0.1 * capacity
         assert np.median(probes.live) <= 1000
-
-    # and when it is over, it is over
-    eventually(lambda: served.strategy() == "personalised", 10)
-    after = drive(served.plan(1.0, concurrency=8))
-    assert {reply.status for reply in after.replies} == {200}
-    assert served.metric("adaptide_shed_requests_total") == shed
 
 
 def test_a_refusal_says_when_to_come_back(served: Served) -> None:

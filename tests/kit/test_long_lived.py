@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import gc
-from service.kit.long_lived import leave_out_of_collections
+from service.kit.long_lived import YOUNG, leave_out_of_collections
 kept = [[number] for number in range(100_000)]
 leave_out_of_collections()
 frozen = gc.get_freeze_count()
@@ -14,6 +14,7 @@ later = [[] for _ in range(10)]
 leave_out_of_collections()
 assert gc.get_freeze_count() <= frozen, "asked again, it freezes nothing more"
 assert any(found is later for found in gc.get_objects())
+assert gc.get_threshold()[0] == YOUNG
 """
 
 
