@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.scenario(15), pytest.mark.e2e]
 
 DEADLINE_MS = 2000.0  # ADAPTIDE_REQUEST_DEADLINE
 PATIENCE_S = 0.5  # ADAPTIDE_QUEUE_PATIENCE
-CONCURRENCIES = (32, 64)  # of the closed loops, the best of which is the capacity; more only wait longer
+CONCURRENCIES = (32, 64)  # of closed loops, whose clients come in flocks; more only wait longer
+SHARES = (0.9, 1.0, 1.2)  # of what the best of those is served, offered by an open loop: it is served its most there
 TIMES = 5
 
 
@@ -81,36 +82,37 @@ def p99(replies: list[Reply]) -> float:
 
 @pytest.mark.timeout(sized(300, 3600))
 def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served, figures: dict[str, Any]) -> None:
-    tried, measured, seconds = sized(1.0, 10.0), sized(2.0, 30.0), sized(5.0, 60.0)
-    closed = {n: drive(served.plan(tried, concurrency=n, warm_s=0.5)) for n in CONCURRENCIES}
-    usual = served.plan(measured, concurrency=max(closed, key=lambda n: closed[n].per_second), warm_s=0.5)
-    before = drive(usual)
-    assert {reply.status for run in (*closed.values(), before) for reply in run.replies} == {200}
+    measured, seconds = sized(1.0, 10.0), sized(5.0, 60.0)
+    closed = [drive(served.plan(measured, concurrency=n, warm_s=0.5)) for n in CONCURRENCIES]
+    assert {reply.status for run in closed for reply in run.replies} == {200}
     assert served.metric("adaptide_shed_requests_total") == 0  # nobody is turned away while there is room
+    best = max(closed, key=lambda run: run.per_second)
+
+    def most() -> float:
+        """Goodput of an open loop at the rate that suits it best."""
+        plans = [served.plan(measured, rate=share * best.per_second, warm_s=1.0) for share in SHARES]
+        return max(in_time(drive(plan).replies, measured) for plan in plans)
+
+    before = most()
     memory, threads = served.resident_mib(), served.threads()
 
     with Probes(served) as probes:
-        run = drive(served.plan(seconds, rate=TIMES * before.per_second, warm_s=1.0))
-    shed = served.metric("adaptide_shed_requests_total")
+        run = drive(served.plan(seconds, rate=TIMES * best.per_second, warm_s=1.0))
     grown = served.resident_mib() - memory, served.threads() - threads
 
-    # and when it is over, it is over
-    eventually(lambda: served.strategy() == "personalised", 10)
-    time.sleep(2 * PATIENCE_S)
-    after = drive(usual)
-    assert {reply.status for reply in after.replies} == {200}
-    assert served.metric("adaptide_shed_requests_total") == shed
-
-    # a virtual machine's cores are faster at one time than at another, so the capacity is that of before and after
-    capacity, usual_p99 = (before.per_second + after.per_second) / 2, p99([*before.replies, *after.replies])
+    # A virtual machine's cores are faster at one time than at another, so the capacity is that of before and after.
+    after = most()
+    capacity, usual_p99 = (before + after) / 2, p99(best.replies)
     goodput, accepted_p99 = in_time(run.replies, seconds), p99(run.replies)
     personal = sum(reply.strategy == "personalised" for reply in run.replies)
     figures |= {
-        "capacity_per_s": [round(before.per_second), round(after.per_second)],
+        "closed_loop_per_s": [round(run.per_second) for run in closed],
+        "capacity_per_s": [round(before), round(after)],
         "p99_at_capacity_ms": round(usual_p99),
         "offered_per_s": round(len(run.replies) / seconds),
         "goodput_per_s": round(goodput),
         "goodput_share": round(goodput / capacity, 2),
+        "goodput_share_of_closed_loop": round(goodput / best.per_second, 2),
         "personalised": personal,
         "refused": sum(reply.status == 503 for reply in run.replies),
         "accepted_p99_ms": round(accepted_p99),
@@ -123,7 +125,6 @@ def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served,
         "generator_cpu": round(run.busy, 2),
     }
     assert {reply.status for reply in run.replies} == {200, 503}
-    assert shed > 0
     assert personal > 0
     assert probes.others == {200}
     assert grown[0] <= 100
@@ -134,6 +135,15 @@ def test_at_five_times_the_capacity_the_capacity_is_still_served(served: Served,
     else:  # a machine that is busy with other tests shifts under the two measurements
         assert run.per_second >= 0.1 * capacity
         assert np.median(probes.live) <= 1000
+
+    # and when it is over, it is over
+    eventually(lambda: served.strategy() == "personalised", 10)
+    time.sleep(2 * PATIENCE_S)
+    shed = served.metric("adaptide_shed_requests_total")
+    assert shed > 0
+    usual = drive(served.plan(1.0, concurrency=8))
+    assert {reply.status for reply in usual.replies} == {200}
+    assert served.metric("adaptide_shed_requests_total") == shed
 
 
 def test_a_refusal_says_when_to_come_back(served: Served) -> None:
