@@ -275,6 +275,14 @@ def test_a_refusal_closes_the_connection_where_a_reply_would(gate: Gate, address
         assert replies.read() == b""
 
 
+def test_two_full_batches_of_recommendations_keep_the_server_busy(app: FastAPI, client: TestClient) -> None:
+    house = app.state.services.houses[RECOMMENDATIONS]
+    for _ in range(2 * Settings().batch_max_requests):
+        assert not house.is_full
+        house.enter()
+    assert house.is_full
+
+
 def test_the_settings_say_how_long_a_queue_may_stand() -> None:
     assert Settings().queue_patience.total_seconds() < Settings().request_deadline.total_seconds()
 
