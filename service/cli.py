@@ -91,7 +91,7 @@ def serve(
 
     from service.app import create_app
     from service.http.door import door
-    from service.http.server import DrainingServer
+    from service.http.server import DrainingServer, end_with_threads
 
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # until the server takes over
     given = {"host": host, "port": port}
@@ -124,6 +124,7 @@ def serve(
     server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("the service could not start; the log above says why")
+    end_with_threads()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,8 +1,10 @@
 """The HTTP server, with a stop that a balancer does not notice: not ready, then not listening, then gone."""
 
 import asyncio
+import atexit
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,3 +86,21 @@ def end_after(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def end_with_threads() -> None:
+    """Threads that still run when this process ends, status 0, end with it: one that loads a model, for example.
+
+    Without this the interpreter ends them by unwinding their stacks, and where one is within torch's C++ that ends the
+    process with SIGABRT.
+    """
+
+    def end() -> None:  # the interpreter has waited for the threads that are not daemons by now
+        left = [thread for thread in threading.enumerate() if thread.daemon and not isinstance(thread, threading.Timer)]
+        if left:
+            log.info("threads_left_behind", threads=[thread.name for thread in left])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    atexit.register(end)
