@@ -278,9 +278,9 @@ class Settings(BaseSettings):
     """Lambda is the regulariser's share of the first step's gradient instead, which carries over between models."""
     proximal_group_by: GroupBy = GroupBy.TENSOR
     """What one softmax spans; tensor is what the paper's authors run."""
-    lora_rank: Positive = 8
-    """LoRA r of the next base's adapters; one that evolves keeps its own (paper: 8)."""
-    lora_alpha: Positive = 16
+    lora_rank: Positive = 16
+    """LoRA r of the next base's adapters; one that evolves keeps its own (paper: 8; docs/decisions/0039)."""
+    lora_alpha: Positive = 32
     """LoRA alpha of the next base's adapters, as above; the scale is alpha / r (paper: 16)."""
     lora_dropout: Fraction = 0.0
     """Dropout before LoRA A while training (paper: 0.05); 0 trains about twice as fast (docs/decisions/0007)."""

@@ -46,7 +46,14 @@ class BuiltWorld:
         migrate.upgrade(database)
         worlds.put(database, clock, worlds.items())
         worlds.send(database, clock, worlds.first_walks())
-        settings = Settings(home=folder, learning_rate_base=5e-3, embedding_dropout=0.0, residual_dropout=0.0)
+        settings = Settings(
+            home=folder,
+            learning_rate_base=5e-3,
+            embedding_dropout=0.0,
+            residual_dropout=0.0,
+            lora_rank=8,  # with more, the rates of these tests are too high
+            lora_alpha=16,
+        )
         built = build_base(database, ArtifactStore(settings.artifacts_dir), settings, clock, RECIPE, actor="tests")
         return cls(database, settings.artifacts_dir, built)
 

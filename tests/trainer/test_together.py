@@ -48,12 +48,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def assert_same(found: ranks.Outcome, expected: ranks.Outcome) -> None:
-    """Within 2e-5 of each tensor's and reading's size: processors round differently."""
+    """Within 5e-5 of each tensor's and reading's size: processors round differently (2.5e-5 on one with AMX)."""
     (tensors, report), (wanted, wanted_report) = found, expected
     assert tensors.keys() == wanted.keys()
     for name, tensor in tensors.items():
         scale = wanted[name].abs().max().clamp_min(1e-3)
-        torch.testing.assert_close(tensor / scale, wanted[name] / scale, rtol=0, atol=2e-5, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(tensor / scale, wanted[name] / scale, rtol=0, atol=5e-5, msg=lambda m, n=name: n + m)
     for name, value in report.items():
         flat, wanted_flat = torch.tensor(value, dtype=torch.float64), torch.tensor(wanted_report[name])
         torch.testing.assert_close(flat, wanted_flat.double(), rtol=1e-5, atol=1e-8, msg=lambda m, n=name: n + m)

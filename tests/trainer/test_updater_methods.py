@@ -57,6 +57,8 @@ def desk(database: Database, database_url: str, clock: SetClock, built_world: Bu
         home=tmp_path / "home",
         database_url=database_url,
         learning_rate_update=1e-2,
+        lora_rank=8,
+        lora_alpha=16,
         update_epochs=2,
         update_min_steps=0,
         update_batch_size=32,
