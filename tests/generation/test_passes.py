@@ -83,21 +83,23 @@ def test_the_passes_written_out_give_the_hidden_states_of_transformers(changes: 
 
 
 def test_in_bfloat16_they_are_as_near_to_the_exact_passes_as_those_of_transformers() -> None:
-    backbone = llama()
-    backbone.model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers annotates it away
-    exact = llama()
-    exact.model.load_state_dict(backbone.model.state_dict())
+    """Over sixteen models: of a single one, the roundings of either may happen to cancel."""
+    ours, theirs = 0.0, 0.0  # squares of errors
+    for seed in range(16):
+        torch.manual_seed(seed)
+        backbone = llama()
+        backbone.model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers annotates it away
+        exact = llama()
+        exact.model.load_state_dict(backbone.model.state_dict())
+        with torch.inference_mode():
+            expected = torch.cat([hidden.flatten() for hidden in run(GeneralPasses(exact.decoder))])
+            general = run(GeneralPasses(backbone.decoder))
+            written_out = run(open_passes(backbone, pack(backbone.model), batch=3, capacity=13))
+        assert all(hidden.dtype == torch.bfloat16 for hidden in written_out)
+        theirs += float((torch.cat([hidden.flatten() for hidden in general]) - expected).square().sum())
+        ours += float((torch.cat([hidden.flatten() for hidden in written_out]) - expected).square().sum())
 
-    with torch.inference_mode():
-        expected = run(GeneralPasses(exact.decoder))
-        theirs = run(GeneralPasses(backbone.decoder))
-        ours = run(open_passes(backbone, pack(backbone.model), batch=3, capacity=13))
-
-    def error(found: list[torch.Tensor]) -> float:
-        return float(torch.cat([(a - b).flatten() for a, b in zip(found, expected, strict=True)]).norm())
-
-    assert all(hidden.dtype == torch.bfloat16 for hidden in ours)
-    assert error(ours) < 1.2 * error(theirs)
+    assert ours < theirs
 
 
 def test_what_is_packed_are_the_weights_of_that_moment() -> None:
