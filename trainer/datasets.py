@@ -83,12 +83,16 @@ def load_dataset(name_or_folder: str, home: Path) -> Dataset:
         raise DatasetError(
             f"{name_or_folder!r} is neither a folder nor a known data set; the known one is {movielens.NAME}"
         )
-    item_table, interaction_table = _table(folder, "items"), _table(folder, "interactions")
-    item_table.require("item_id", "title")
-    interaction_table.require("user_id", "item_id", "timestamp")
-    hashes = "".join(sha256_file(table.path) for table in (item_table, interaction_table))
+    return read_dataset(folder.resolve().name, _table(folder, "items"), _table(folder, "interactions"))
+
+
+def read_dataset(name: str, items: Table, interactions: Table) -> Dataset:
+    """Tables as load_dataset describes them. Raises DatasetError naming file, column or line."""
+    items.require("item_id", "title")
+    interactions.require("user_id", "item_id", "timestamp")
+    hashes = "".join(sha256_file(table.path) for table in (items, interactions))
     digest = hashlib.sha256(hashes.encode()).hexdigest()
-    return Dataset(folder.resolve().name, digest, read_items(item_table), read_interactions(interaction_table))
+    return Dataset(name, digest, read_items(items), read_interactions(interactions))
 
 
 def categories_of(value: object) -> tuple[str, ...]:

@@ -68,10 +68,20 @@ def user_means(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Metrics:
     return Metrics(len(users), hit_5, hit_10, *(float((ndcg(ranks, k) * share).sum()) for k in (5, 10)))
 
 
+def by_user(scores: Float64, users: Sequence[str]) -> Float64:
+    """float64 [people, columns], in order of their ids: the mean of each one's rows of scores, float64 [rows, columns].
+
+    users: whose row it is.
+    """
+    people, place = np.unique(users, return_inverse=True)
+    sums = np.zeros((len(people), scores.shape[1]))
+    np.add.at(sums, place, scores)
+    return sums / np.bincount(place, minlength=len(people))[:, None]
+
+
 def user_ndcg(ranks: NDArray[np.int64], cases: Sequence[Case]) -> Float64:
     """float64 [users]: each user's mean NDCG@10 over their cases, users in order of their ids."""
-    _, place = np.unique([case.user_id for case in cases], return_inverse=True)
-    return np.asarray(np.bincount(place, ndcg(ranks, DEPTH)) / np.bincount(place))
+    return by_user(ndcg(ranks, DEPTH)[:, None], [case.user_id for case in cases])[:, 0]
 
 
 def ndcg(ranks: NDArray[np.int64], k: int) -> Float64:

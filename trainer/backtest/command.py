@@ -14,12 +14,15 @@ from service.kit.machine import cores
 from service.settings import GroupBy, load_settings
 from service.telemetry import configure_logging
 from trainer.backtest.splits import Split
-from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers
+from trainer.backtest.tasks import METHODS, Plan, Sweep, parse_methods, parse_numbers, parse_ranks
 from trainer.options import BackboneName, LearningRate, TextEncoderName, Train
 from trainer.progress import bars
 
 
 def backtest(
+    dataset: Annotated[
+        str, typer.Option(help="movielens-100k, or a folder with items.* and interactions.*, as in the demo.")
+    ] = "",
     items: Annotated[Path | None, typer.Option(help="Items: csv, csv.gz or parquet (item_id, title, ..).")] = None,
     events: Annotated[Path | None, typer.Option(help="Interactions: user_id, item_id, timestamp (unix s).")] = None,
     blocks: Annotated[Path | None, typer.Option(help="Ready blocks: block, user_id, position, item_id.")] = None,
@@ -36,6 +39,7 @@ def backtest(
         str, typer.Option(help="Shares of the first step's gradient for every regulariser, e.g. 0.01,0.1.")
     ] = "",
     learning_rates: Annotated[str, typer.Option(help="Rates to sweep for single-evolving and peso.")] = "",
+    ranks: Annotated[str, typer.Option(help="LoRA ranks for the same two, the scale alpha / r kept, e.g. 8,32.")] = "",
     group_by: Annotated[str, typer.Option(help="Groupings to try for peso: module,rank,layer.")] = "",
     backbone: BackboneName = "tiny",
     hidden: Annotated[int, typer.Option(min=16, help="Of tiny: hidden size, a multiple of 32.")] = 128,
@@ -68,20 +72,24 @@ def backtest(
         Sweep.LAMBDA: parse_numbers(lambdas, "--lambdas"),
         Sweep.RATIO: parse_numbers(ratios, "--ratios"),
         Sweep.LEARNING_RATE: parse_numbers(learning_rates, "--learning-rates"),
+        Sweep.RANK: parse_ranks(ranks, "--ranks"),
         Sweep.GROUP_BY: groupings,
     }
     plan = Plan(parse_methods(methods), seeds, {sweep: values for sweep, values in sweeps.items() if values})
     if out is None:
         raise InvalidRequest("--out is missing: name a folder for bases, results and report")
-    if not ((items and events and not (blocks or semantic_ids)) or (blocks and semantic_ids and not (items or events))):
-        raise InvalidRequest("give either --items and --events, or --blocks and --semantic-ids")
+    given = [bool(source) for source in (dataset, items, events, blocks, semantic_ids)]
+    if given not in ([1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]):
+        raise InvalidRequest("give --dataset, or --items and --events, or --blocks and --semantic-ids")
     if blocks and split is not Split.CHRONOLOGICAL:
         raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
     other = _finished(beside) if beside else None
 
     from trainer.backtest.report import markdown, summarise, write_report  # seconds to import: not to be misread first
     from trainer.backtest.runner import Backtest
-    from trainer.backtest.sources import from_blocks, from_raw
+    from trainer.backtest.sources import from_blocks, from_dataset, from_raw
+    from trainer.datasets import load_dataset
+    from trainer.language_base import TrainMode
     from trainer.recipe import make_recipe
 
     recipe = make_recipe(
@@ -94,10 +102,17 @@ def backtest(
         train=train,
         learning_rate=base_learning_rate,
     )
+    if ranks and recipe.language is not None and recipe.language.train is TrainMode.LORA:
+        raise InvalidRequest(
+            "--ranks changes nothing here: the adapter that D_1 gives a language model has its rank, and later ones go "
+            "on from it; give --train full, or ADAPTIDE_LORA_RANK and another --out for each rank"
+        )
     settings = load_settings()
     configure_logging("WARNING")
-    if items and events:
-        data = from_raw(items, events, split.value, seed=0)
+    if dataset:
+        data = from_dataset(load_dataset(dataset, settings.home_dir), split.value)
+    elif items and events:
+        data = from_raw(items, events, split=split.value)
     else:
         assert blocks is not None  # noqa: S101  # asked above
         assert semantic_ids is not None  # noqa: S101

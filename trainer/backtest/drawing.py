@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trainer.backtest.summary import PESO, PRETRAIN, SINGLE
+from trainer.backtest.entries import PESO, PRETRAIN, SINGLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

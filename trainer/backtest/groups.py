@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalog.trie import CODES
+from trainer.backtest.blocks import Blocks
 from trainer.backtest.data import streams
-from trainer.backtest.work import Blocks
 
 
 def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
@@ -19,19 +19,31 @@ def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
     """
     found = {}
     for t in range(1, len(blocks)):
-        own = {stream.user_id: stream for stream in streams(blocks.data, t)}
         cases, popularity = blocks.test(t), blocks.popularity(t)
-        tested = [own[case.user_id] for case in cases]
-        found[str(t + 1)] = {
-            "users": [stream.user_id for stream in tested],
-            "drift": [
-                _distance(codes[stream.earlier, 0], codes[stream.window, 0]) if len(stream.earlier) else None
-                for stream in tested
-            ],
-            "history": [len(stream.earlier) for stream in tested],
-            "new_items": [bool(popularity[case.target] == 0) for case in cases],
-        }
+        new = [bool(popularity[case.target] == 0) for case in cases]
+        found[str(t + 1)] = _traits(blocks, t, [case.user_id for case in cases], codes) | {"new_items": new}
     return found
+
+
+def asked_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
+    """Per increment ("2" ..): users, drift and history of those who are asked for next items, in order of their ids."""
+    return {
+        str(t + 1): _traits(blocks, t, sorted({case.user_id for case in blocks.prequential(t)}), codes)
+        for t in range(1, len(blocks))
+    }
+
+
+def _traits(blocks: Blocks, t: int, users: list[str], codes: NDArray[np.int16]) -> dict[str, Any]:
+    own = {stream.user_id: stream for stream in streams(blocks.data, t)}
+    asked = [own[user] for user in users]
+    return {
+        "users": users,
+        "drift": [
+            _distance(codes[stream.earlier, 0], codes[stream.window, 0]) if len(stream.earlier) else None
+            for stream in asked
+        ],
+        "history": [len(stream.earlier) for stream in asked],
+    }
 
 
 def _distance(before: NDArray[np.int16], after: NDArray[np.int16]) -> float:

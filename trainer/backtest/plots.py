@@ -1,6 +1,6 @@
 """The plots of a backtest, from its results, as SVG text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainer.backtest.drawing import (
     look,
     svg_text,
 )
-from trainer.backtest.summary import ORDER, PESO, PRETRAIN, SINGLE
+from trainer.backtest.entries import ORDER, PESO, PRETRAIN, SINGLE
 from trainer.backtest.tables import LABELS, REGULARISERS, number
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ _FAMILIES = (
     ("sum-lora", "sd-lora", "inf-lora"),
 )
 _METRIC = "ndcg@10"
+NEXT_ITEMS = "-next-items"
+"""Ends the name of a plot that shows what was asked for before a block was learnt."""
+_LAST_ITEMS_ONLY = ("regularisers", "forgetting")
 
 
 def plots(results: Mapping[str, Any]) -> dict[str, str]:
@@ -39,22 +42,33 @@ def plots(results: Mapping[str, Any]) -> dict[str, str]:
             "plots need another package: pip install 'adaptide[backtest]', then run the backtest again; "
             "what is done is kept"
         ) from error
-    draw = {
+    draw: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
         "learning-curve": _learning_curve,
         "gains": _gains,
         "regularisers": _regularisers,
         "lambda-sweep": lambda results: _sweep(results, "lambda"),
         "ratio-sweep": lambda results: _sweep(results, "ratio"),
         "learning-rate-sweep": lambda results: _sweep(results, "learning_rate"),
+        "rank-sweep": lambda results: _sweep(results, "rank"),
         "forgetting": _forgetting,
     }
+    asked = _of_next_items(results)
+    made = [(name, make, results) for name, make in draw.items()]
+    made += [(name + NEXT_ITEMS, make, asked) for name, make in draw.items() if name not in _LAST_ITEMS_ONLY]
     drawn = {}
-    for name, make in draw.items():
+    for name, make, shown in made:
         with drawing(name):
-            figure = make(results)
+            figure = make(shown)
             if figure is not None:
                 drawn[name] = svg_text(name, figure)
     return drawn
+
+
+def _of_next_items(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the metrics of next items in the place of last items'."""
+    methods = {name: {**s, **s["prequential"]} for name, s in results["methods"].items() if s["prequential"]}
+    variants = [{**s, **s["prequential"]} for s in results["variants"] if s["prequential"]]
+    return {**results, "methods": methods, "variants": variants}
 
 
 def _learning_curve(results: Mapping[str, Any]) -> "Figure | None":
@@ -136,7 +150,7 @@ def _regularisers(results: Mapping[str, Any]) -> "Figure | None":
 def _error_bar(ax: "Axes", x: float, summary: Mapping[str, Any], colour: str) -> None:
     """The interval of the difference from single evolving LoRA, drawn around the method's mean."""
     found, mean = summary[_METRIC]["vs_single_evolving"], summary[_METRIC]["mean"]
-    if found is not None and summary["method"] != SINGLE:
+    if found is not None and (summary["method"] != SINGLE or summary["variant"]):
         low, high = (mean + end - found["difference"] for end in found["ci95"])
         ax.plot([x, x], [low, high], color=colour, linewidth=1.2, zorder=4)
 
@@ -148,8 +162,7 @@ def _sweep(results: Mapping[str, Any], key: str) -> "Figure | None":
         return None
     figure, axes = figure_with_axes(6.6, 3.6)
     ax = axes[0, 0]
-    if key != "learning_rate":
-        _single_band(ax, results["methods"].get(SINGLE))
+    _single_band(ax, results["methods"].get(SINGLE))
     for name in names:
         own = sorted((s for s in swept if s["method"] == name), key=lambda s: float(s["variant"][key]))
         x = [float(s["variant"][key]) for s in own]

@@ -10,9 +10,11 @@ import orjson
 
 from service.errors import ConfigurationError
 from trainer.backtest.drawing import standalone
-from trainer.backtest.plots import plots
-from trainer.backtest.summary import PESO, SINGLE, summarise
-from trainer.backtest.tables import Table, gain, interval, markdown, tables
+from trainer.backtest.entries import PESO, SINGLE
+from trainer.backtest.markdown import markdown
+from trainer.backtest.plots import NEXT_ITEMS, plots
+from trainer.backtest.summary import summarise
+from trainer.backtest.tables import Table, gain, interval, tables
 
 __all__ = ["markdown", "summarise", "write_report"]
 
@@ -25,13 +27,18 @@ _CAPTIONS = {
     "LoRA; vertical lines: interval of the difference from it.",
     "ratio-sweep": "The same with λ set as a share of the first step's gradient, which carries over between backbones.",
     "learning-rate-sweep": "The rate on the increments (paper, figure 4). Vertical lines: interval of the difference "
-    "from single evolving LoRA at the same rate.",
+    "from single evolving LoRA at the same rate, and of that from itself at the rate of the settings.",
+    "rank-sweep": "The rank of the adapter, its scale kept. Band: single evolving LoRA at the rank of the settings. "
+    "Lines: interval of the difference from it, and for other methods from single evolving LoRA at the same rank.",
     "forgetting": "NDCG@10 after each block (row) on every block (column), on the same users of each.",
+    f"learning-curve{NEXT_ITEMS}": "NDCG@10 on the next items of each block, before it is learnt.",
 }
+_SWEEPS = ("lambda-sweep", "ratio-sweep", "learning-rate-sweep", "rank-sweep")
 _PLOTS_OF = {
     "main": ("gains", "regularisers"),
     "blocks": ("learning-curve",),
-    "sweeps": ("lambda-sweep", "ratio-sweep", "learning-rate-sweep"),
+    "prequential": tuple(name + NEXT_ITEMS for name in ("gains", "learning-curve", *_SWEEPS)),
+    "sweeps": _SWEEPS,
     "forgetting": ("forgetting",),
 }
 
@@ -85,21 +92,26 @@ def _page(raw: Mapping[str, Any], results: Mapping[str, Any], drawn: Mapping[str
 
 
 def _lead(results: Mapping[str, Any]) -> str:
-    """What came out, in a sentence."""
+    """What came out, in a sentence or three."""
     counts = [(len(results["methods"]), "method"), (len(results["seeds"]), "seed"), (len(results["blocks"]), "block")]
     facts = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts) + " after D₁."
-    peso = results["methods"].get(PESO)
-    found = peso["ndcg@10"]["vs_single_evolving"] if peso else None
-    if found is None:
-        return facts
+    peso = results["methods"].get(PESO) or {}
+    asked = peso.get("prequential") or {}
+    last, coming = (own["ndcg@10"]["vs_single_evolving"] if own else None for own in (peso, asked))
+    if last is not None:
+        facts += (
+            f" PESO as set here is {_verdict(last)} {SINGLE}: NDCG@10 {gain(last)}, 95 % interval {interval(last)}."
+        )
+    if coming is not None:
+        facts += f" On next items it is {_verdict(coming)} it: {gain(coming)}, {interval(coming)}."
+    return facts
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
     low, high = found["ci95"]
     if low > 0:
-        verdict = "better than"
-    elif high < 0:
-        verdict = "worse than"
-    else:
-        verdict = "not distinguishable from"
-    return f"{facts} PESO as set here is {verdict} {SINGLE}: NDCG@10 {gain(found)}, 95 % interval {interval(found)}."
+        return "better than"
+    return "worse than" if high < 0 else "not distinguishable from"
 
 
 def _unfinished(results: Mapping[str, Any]) -> str:
@@ -117,8 +129,13 @@ def _section(table: Table, drawn: Mapping[str, str]) -> Iterator[str]:
     for name in _PLOTS_OF.get(table.key, ()):
         if name in drawn:
             yield f"<figure><div class='scroll'>{drawn[name]}</div>\n"
-            yield f"<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>\n"
+            yield f"<figcaption>{escape(_caption(name))}</figcaption></figure>\n"
     yield "</section>\n"
+
+
+def _caption(name: str) -> str:
+    own = _CAPTIONS.get(name)
+    return own or f"Of next items, asked for before their block is learnt. {_CAPTIONS[name.removesuffix(NEXT_ITEMS)]}"
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, bool]]]) -> Iterator[str]:

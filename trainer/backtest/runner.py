@@ -21,10 +21,11 @@ from service.generation.backbone import pick_device
 from service.kit.machine import cores
 from service.settings import Settings
 from trainer.backtest.bases import base_folder, fit_base, made_from, open_base, take_base
+from trainer.backtest.blocks import Blocks
 from trainer.backtest.data import BacktestData, check_scorable
-from trainer.backtest.groups import user_groups
+from trainer.backtest.groups import asked_groups, user_groups
 from trainer.backtest.tasks import Plan, Task
-from trainer.backtest.work import Blocks, read_blocks, run_task
+from trainer.backtest.work import read_blocks, run_task
 from trainer.progress import Report
 from trainer.recipe import BaseRecipe
 
@@ -95,6 +96,7 @@ class Backtest:
             "tasks": [row for task in self.plan.tasks() if (row := self._row(task))["blocks"]],
             "planned": len(self.plan.tasks()),
             "groups": user_groups(blocks, index.codes),
+            "prequential_groups": asked_groups(blocks, index.codes),
         }
 
     def _row(self, task: Task) -> dict[str, Any]:

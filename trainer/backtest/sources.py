@@ -14,7 +14,7 @@ from service.catalog.trie import CODES, LEVELS
 from service.errors import DatasetError, InvalidRequest
 from trainer.backtest.data import BacktestData, Block
 from trainer.backtest.splits import Split, chronological, user_disjoint
-from trainer.datasets import DatasetItem, identifier_of, placed, read_interactions, read_items
+from trainer.datasets import Dataset, DatasetItem, identifier_of, placed, read_dataset
 from trainer.formats import Format, Table, open_table
 
 SEMANTIC_ID_COLUMNS = ("sid_a", "sid_b", "sid_c", "sid_d")
@@ -25,28 +25,35 @@ _GENERIC_STEMS = ("items", "interactions", "events", "blocks", "semantic_ids")
 Int64 = NDArray[np.int64]
 
 
-def from_raw(
-    items_path: Path,
-    events_path: Path,
+def from_raw(items_path: Path, events_path: Path, **split: Any) -> BacktestData:
+    """Items (item_id, title, ..) and interactions (user_id, item_id, timestamp), as trainer.datasets reads them.
+
+    Each is .csv, .csv.gz or .parquet. split: see from_dataset.
+    Raises as from_dataset does, and DatasetError naming file, column or line.
+    """
+    read = read_dataset(name_of(events_path), table_at(items_path), table_at(events_path))
+    return from_dataset(read, what=f"{events_path}: item", where=f"in {items_path}", **split)
+
+
+def from_dataset(
+    dataset: Dataset,
     split: str = Split.CHRONOLOGICAL,
     seed: int = 0,
     blocks: int = 5,
     base_share: float = 0.6,
+    *,
+    what: str = "item",
+    where: str = "among the items",
 ) -> BacktestData:
-    """Items (item_id, title, ..) and interactions (user_id, item_id, timestamp), as trainer.datasets reads them.
+    """split: a Split or its name; seed: of the user-disjoint partition, nothing else.
 
-    Each is .csv, .csv.gz or .parquet. split: a Split or its name; seed: of the user-disjoint partition, nothing else.
-    Raises InvalidRequest for another split, DatasetError naming file, column or line, an interaction's item that is not
-    among the items, or a split that cannot be made.
+    what, where: how an interaction's item, and the place that lacks it, are called when it is missing.
+    Raises InvalidRequest for another split, DatasetError for such an item or a split that cannot be made.
     """
     if split not in tuple(Split):
         raise InvalidRequest(f"split {split!r} is not known; choose one of {', '.join(Split)}")
-    item_table, event_table = table_at(items_path), table_at(events_path)
-    item_table.require("item_id", "title")
-    event_table.require("user_id", "item_id", "timestamp")
-    items = tuple(sorted(read_items(item_table), key=lambda item: item.item_id))
-    events = read_interactions(event_table)
-    item = _rows_of(events.item_id, items, f"{events_path}: item", f"in {items_path}; add it there")
+    items, events = tuple(sorted(dataset.items, key=lambda item: item.item_id)), dataset.interactions
+    item = _rows_of(events.item_id, items, what, f"{where}; add it there")
     users, user = _numbered(events.user_id)
     user, item, time = _without_duplicates(user, item, events.timestamp)
     notes = _raw_notes(user, time, len(events) - len(user))
@@ -57,7 +64,7 @@ def from_raw(
         notes.append(f"users were partitioned at random with seed {seed}: blocks overlap in time")
     parts = tuple(Block(user[own], item[own], time[own]) for own in (block_of == t for t in range(blocks)))
     drawn = seed if split == Split.USER_DISJOINT else None
-    return _data(name_of(events_path), f"{split} {drawn}", users, items, parts, None, notes)
+    return _data(dataset.name, f"{split} {drawn}", users, items, parts, None, notes)
 
 
 def from_blocks(blocks_path: Path, semantic_ids_path: Path) -> BacktestData:

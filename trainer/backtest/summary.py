@@ -1,67 +1,28 @@
-"""Raw results of a backtest's tasks -> results.json, pure; over 300 lines, for each table reads the same entries."""
+"""Raw results of a backtest's tasks -> results.json, pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from service.errors import DatasetError
-from trainer.backtest.statistics import (
-    CONFIDENCE,
-    METRICS,
-    Float64,
-    bootstrap_intervals,
-    halves,
-    mean_over_blocks,
-    transfer,
-    user_scores,
+from trainer.backtest.entries import (
+    PRETRAIN,
+    TWO_TOWER_PRETRAIN,
+    Entry,
+    Gain,
+    baseline,
+    entries_of,
+    gain_json,
+    gains_over,
+    held_out,
+    next_items,
 )
+from trainer.backtest.statistics import CONFIDENCE, METRICS, Float64, halves, mean_over_blocks, transfer, user_scores
 
-SINGLE, PRETRAIN, PESO = "single-evolving", "pretrain", "peso"
-TWO_TOWER_PRETRAIN = "lightgcn-pretrain"
-_CUMULATIVE = [
-    f"{family}-{own}"
-    for family in ("inf-lora", "sum-lora", "sd-lora")
-    for own in ("all", "latest", "all-inherit", "latest-inherit")
-]
-ORDER = (
-    *("popularity", "sasrec", TWO_TOWER_PRETRAIN, "lightgcn-finetune"),
-    *("lightgcn-contrastive", "lightgcn-piw", "lightgcn-pisa"),
-    *(PRETRAIN, SINGLE, *_CUMULATIVE, PESO, "l2", "orthogonal", "output-kl", "rank-kl"),
-)
-"""Rows of the paper's table 2; before them the baselines of table 3, after them the regularisers of figure 2."""
 NDCG_10 = METRICS.index("ndcg@10")
 FORMAT = 1
-
-
-@dataclass(slots=True)
-class Entry:
-    """One method, or a variant of it. cells: (seed, block) -> float64 [users, metrics]; tasks: their raw results."""
-
-    method: str
-    variant: Mapping[str, Any]
-    cells: dict[tuple[int, int], Float64] = field(default_factory=dict)
-    tasks: list[Mapping[str, Any]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return ", ".join([self.method, *(f"{name} {value}" for name, value in self.variant.items())])
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted(int(task["seed"]) for task in self.tasks)
-
-    def seeds_of(self, block: int) -> set[int]:
-        return {seed for seed, own in self.cells if own == block}
-
-    def seed_mean(self, block: int, seeds: Iterable[int]) -> Float64:
-        """float64 [users, metrics]: each user's seeds averaged."""
-        return np.asarray(np.mean([self.cells[seed, block] for seed in sorted(seeds)], axis=0))
-
-    def rows(self) -> Iterable[Mapping[str, Any]]:
-        """Every task's blocks."""
-        return (row for task in self.tasks for row in task["blocks"])
 
 
 def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,28 +30,32 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     data, settings, machine, command, bases, notes as given; seeds: those run; blocks: the increments, D_2 being 2;
     methods: by name, in the order of ORDER; variants: the sweeps, each naming its method and what it changes;
-    groups: gains of every method within halves of the users. Whatever is not there yet is None and `complete` false.
+    prequential: the same metrics and gains on next items, asked for before their block was learnt, None in results of
+    an earlier version. groups, prequential_groups: gains of every method within halves of the users, on either.
+    Whatever is not there yet is None and `complete` false.
     Raises DatasetError when the results are of another format or their users do not match.
     """
     if raw.get("format") != FORMAT:
         raise DatasetError(f"raw results of format {raw.get('format')!r}; this version reads {FORMAT}, run it again")
     users = _users(raw)
-    entries = _entries(raw)
+    tested = _read(raw, held_out, users)
+    asked = _read(raw, next_items, _asked_users(raw))
     last = max([len(raw["data"].get("interactions") or []), *users])
     blocks = list(range(2, last + 1))
-    seeds = sorted({seed for entry in entries for seed in entry.seeds})
-    against = [_baseline(entry, entries, raw.get("settings") or {}) for entry in entries]
-    gains = _gains(list(zip(entries, against, strict=True)), users)
+    seeds = sorted({seed for entry in tested.entries for seed in entry.seeds})
     summaries = [
         {
             "method": entry.method,
             "variant": dict(entry.variant),
             **_means(entry, gain, blocks, seeds),
+            "prequential": prequential,
             "against": None if base is None else {"method": base.method, "variant": dict(base.variant)},
             **_costs(entry),
-            **_stages(entry, entries, len(blocks) + 1),
+            **_stages(entry, tested.entries, len(blocks) + 1),
         }
-        for entry, base, gain in zip(entries, against, gains, strict=True)
+        for entry, base, gain, prequential in zip(
+            tested.entries, tested.against, tested.gains(), _prequential(asked, blocks, seeds), strict=True
+        )
     ]
     done = sum(1 for task in raw["tasks"] if len(task["blocks"]) == len(blocks))
     return {
@@ -103,8 +68,28 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
         "complete": done == raw.get("planned", len(raw["tasks"])) and all(s["complete"] for s in summaries),
         "methods": {s["method"]: s for s in summaries if not s["variant"]},
         "variants": [s for s in summaries if s["variant"]],
-        "groups": _groups(raw.get("groups") or {}, entries, against, users),
+        "groups": _groups(raw.get("groups") or {}, tested),
+        "prequential_groups": _groups(raw.get("prequential_groups") or {}, asked),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Every method's answers to the same questions. against: each entry's baseline; users: per block who is scored."""
+
+    entries: list[Entry]
+    against: list[Entry | None]
+    users: Mapping[int, Sequence[str]]
+
+    def gains(self) -> list[Gain | None]:
+        return gains_over(list(zip(self.entries, self.against, strict=True)), self.users)
+
+
+def _read(
+    raw: Mapping[str, Any], scores: Callable[[Mapping[str, Any]], Float64 | None], users: Mapping[int, Sequence[str]]
+) -> _Scored:
+    entries = entries_of(raw, scores)
+    return _Scored(entries, [baseline(entry, entries, raw.get("settings") or {}) for entry in entries], users)
 
 
 def _users(raw: Mapping[str, Any]) -> dict[int, list[str]]:
@@ -124,92 +109,24 @@ def _users(raw: Mapping[str, Any]) -> dict[int, list[str]]:
     return users
 
 
-def _entries(raw: Mapping[str, Any]) -> list[Entry]:
-    found: dict[str, Entry] = {}
-    for task in raw["tasks"]:
-        variant = task.get("variant") or {}
-        entry = found.setdefault(f"{task['method']} {sorted(variant.items())}", Entry(task["method"], variant))
-        entry.tasks.append(task)
-        for row in task["blocks"]:
-            block = int(row["block"])
-            if row["users"]:
-                entry.cells[int(task["seed"]), block] = user_scores(row["ranks"])
-    place = {name: i for i, name in enumerate(ORDER)}
-    return sorted(found.values(), key=lambda e: (place.get(e.method, len(ORDER)), _order(e.variant)))
-
-
-def _order(variant: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    return [
-        (name, float(value) if isinstance(value, int | float) else 0.0, str(value)) for name, value in variant.items()
-    ]
-
-
-def _baseline(entry: Entry, entries: Sequence[Entry], settings: Mapping[str, Any]) -> Entry | None:
-    """Single evolving LoRA (lambda = 0) at the entry's own learning rate, None when that has not been run."""
-    rate = entry.variant.get("learning_rate")
-    singles = [other for other in entries if other.method == SINGLE]
-    same = [other for other in singles if other.variant.get("learning_rate") == rate]
-    if not same and rate is not None and rate == settings.get("learning_rate_update"):
-        same = [other for other in singles if not other.variant]
-    return same[0] if same else None
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """float64 [metrics]: difference and the baseline's means on the same cells; float64 [metrics, 2]: interval."""
-
-    difference: Float64
-    interval: Float64
-    theirs: Float64
-
-
-def _paired(entry: Entry, base: Entry) -> dict[int, tuple[Float64, Float64]]:
-    """Per block with a common seed: the entry's and the baseline's scores, averaged over the common seeds."""
-    shared = {block: entry.seeds_of(block) & base.seeds_of(block) for _, block in sorted(entry.cells)}
-    return {b: (entry.seed_mean(b, own), base.seed_mean(b, own)) for b, own in sorted(shared.items()) if own}
-
-
-def _gains(
-    pairs: Sequence[tuple[Entry, Entry | None]],
-    users: Mapping[int, Sequence[str]],
-    masks: Mapping[int, np.ndarray] | None = None,
-) -> list[Gain | None]:
-    """Gains of entries over their baselines; those over the same blocks share one bootstrap.
-
-    users: per block who was scored. masks: those of them to take (bool [users]); blocks without any are left out.
-    """
-    if masks is not None:
-        users = {
-            b: [user for user, yes in zip(own, masks[b], strict=True) if yes] for b, own in users.items() if b in masks
-        }
-    cells: list[dict[int, tuple[Float64, Float64]]] = []
-    for entry, base in pairs:
-        own = {} if base is None else _paired(entry, base)
-        if masks is not None:
-            own = {b: (x[masks[b]], y[masks[b]]) for b, (x, y) in own.items() if b in masks and masks[b].any()}
-        cells.append(own)
-    found: list[Gain | None] = [None] * len(pairs)
-    for blocks in {tuple(own) for own in cells if own}:
-        members = [i for i, own in enumerate(cells) if tuple(own) == blocks]
-        differences = [np.concatenate([cells[i][b][0] - cells[i][b][1] for i in members], axis=1) for b in blocks]
-        means = mean_over_blocks(differences)
-        intervals = bootstrap_intervals(differences, [users[b] for b in blocks])
-        for place, i in enumerate(members):
-            columns = slice(place * len(METRICS), (place + 1) * len(METRICS))
-            theirs = mean_over_blocks([cells[i][b][1] for b in blocks])
-            found[i] = Gain(means[columns], intervals[columns], theirs)
-    return found
-
-
-def _gain_json(gain: Gain | None, metric: int) -> dict[str, Any] | None:
-    if gain is None:
-        return None
-    difference, theirs = float(gain.difference[metric]), float(gain.theirs[metric])
+def _asked_users(raw: Mapping[str, Any]) -> dict[int, list[str]]:
+    """Per block who was asked for next items."""
     return {
-        "difference": difference,
-        "ci95": [float(gain.interval[metric, 0]), float(gain.interval[metric, 1])],
-        "relative": difference / theirs if theirs > 0 else None,
+        int(row["block"]): sorted(set(row["prequential"]["users"]))
+        for task in raw["tasks"]
+        for row in task["blocks"]
+        if row.get("prequential")
     }
+
+
+def _prequential(asked: _Scored, blocks: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any] | None]:
+    """Per entry its means and gains on next items, asked for before their block was learnt."""
+    return [
+        {metric: own for metric, own in _means(entry, gain, blocks, seeds).items() if metric in METRICS}
+        if entry.cells
+        else None
+        for entry, gain in zip(asked.entries, asked.gains(), strict=True)
+    ]
 
 
 def _means(entry: Entry, gain: Gain | None, blocks: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
@@ -223,7 +140,7 @@ def _means(entry: Entry, gain: Gain | None, blocks: Sequence[int], seeds: Sequen
             "mean": float(np.mean([by_block[b][i] for b in scored])) if scored else None,
             "per_block": [float(by_block[b][i]) if b in by_block else None for b in blocks],
             "per_seed": {str(s): float(by_seed[s][i]) for s in whole},
-            "vs_single_evolving": _gain_json(gain, i),
+            "vs_single_evolving": gain_json(gain, i),
         }
     return found
 
@@ -281,26 +198,24 @@ def _matrix(entry: Entry, blocks: int) -> Float64:
     return matrix
 
 
-def _groups(
-    groups: Mapping[str, Any],
-    entries: Sequence[Entry],
-    against: Sequence[Entry | None],
-    users: Mapping[int, Sequence[str]],
-) -> dict[str, Any]:
+def _groups(groups: Mapping[str, Any], scored: _Scored) -> dict[str, Any]:
     """Per group of users each entry's NDCG@10 gain over single evolving LoRA, and its own means.
 
     Halves by the block's median; users that are new in the block or known from before; those whose test item is new or
     known. A variant is called by its method and what it changes: `peso, ratio 0.1`.
     """
-    pairs = [(e, b) for e, b in zip(entries, against, strict=True) if b is not None and e is not b]
+    entries = [entry for entry in scored.entries if entry.cells]
+    pairs = [
+        (e, b) for e, b in zip(scored.entries, scored.against, strict=True) if e.cells and b is not None and e is not b
+    ]
     if not groups or not entries:
         return {}
     found: dict[str, Any] = {}
     for name, masks in _masks(groups).items():
-        gains = zip(pairs, _gains(pairs, users, masks), strict=True)
+        gains = zip(pairs, gains_over(pairs, scored.users, masks), strict=True)
         found[name] = {
             "users": {str(block): int(mask.sum()) for block, mask in masks.items()},
-            "gains": {entry.name: _gain_json(gain, NDCG_10) for (entry, _), gain in gains},
+            "gains": {entry.name: gain_json(gain, NDCG_10) for (entry, _), gain in gains},
             "metrics": {entry.name: _group_means(entry, masks) for entry in entries},
         }
     return found

@@ -1,17 +1,19 @@
 """The tables of a backtest, as text cells that the HTML report and Markdown both print."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trainer.backtest.entries import PESO, SINGLE
 from trainer.backtest.statistics import METRICS
-from trainer.backtest.summary import PESO, SINGLE
 
 NOTHING = "–"
+_MARK = {True: "yes", False: "no"}
 LABELS = {
     "lambda": "λ",
     "ratio": "λ as a share of the first step's gradient",
     "learning_rate": "learning rate",
+    "rank": "LoRA rank",
     "group_by": "softmax over",
 }
 _DESIGN = (
@@ -42,17 +44,14 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     made = (
         _main(results),
         _blocks(results),
+        _prequential(results),
         _design(results),
         _sweeps(results),
         _groups(results),
+        _asked_groups(results),
         _forgetting(results),
     )
     return [table for table in made if table.rows]
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """Every table under a heading of its own, for docs/results and the terminal."""
-    return "\n\n".join(_markdown(table) for table in tables(results))
 
 
 def method_label(summary: Mapping[str, Any]) -> str:
@@ -100,6 +99,13 @@ def size(stored: int) -> str:
     return f"{stored} B"
 
 
+def _gained(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """A summary's gain in one metric and its interval; of what it is held against itself: nothing."""
+    itself = summary["method"] == SINGLE and not summary["variant"]
+    found = None if itself else metric["vs_single_evolving"]
+    return Cell(gain(found)), Cell(interval(found))
+
+
 def _main(results: Mapping[str, Any]) -> Table:
     methods = list(results["methods"].values())
     best = {m: max((s[m]["mean"] for s in methods if s[m]["mean"] is not None), default=None) for m in METRICS}
@@ -107,8 +113,7 @@ def _main(results: Mapping[str, Any]) -> Table:
         (
             Cell(method_label(s)),
             *(Cell(score(s[m]["mean"]), s[m]["mean"] is not None and s[m]["mean"] == best[m]) for m in METRICS),
-            Cell(gain(None if s["method"] == SINGLE else s["ndcg@10"]["vs_single_evolving"])),
-            Cell(interval(None if s["method"] == SINGLE else s["ndcg@10"]["vs_single_evolving"])),
+            *_gained(s, s["ndcg@10"]),
             Cell(duration(s["seconds"])),
             Cell(f"{s['trainable_parameters']:,}"),
             Cell(size(s["stored_bytes"])),
@@ -149,6 +154,26 @@ def _blocks(results: Mapping[str, Any]) -> Table:
     return Table("blocks", "NDCG@10 block by block", head, rows)
 
 
+def _prequential(results: Mapping[str, Any]) -> Table:
+    asked = [s for s in (*results["methods"].values(), *results["variants"]) if s["prequential"]]
+    rows = tuple(
+        (
+            Cell(", ".join(filter(None, (method_label(s), variant_label(s["variant"]))))),
+            *(Cell(score(value)) for value in s["prequential"]["ndcg@10"]["per_block"]),
+            Cell(score(s["prequential"]["ndcg@10"]["mean"])),
+            *_gained(s, s["prequential"]["ndcg@10"]),
+        )
+        for s in asked
+    )
+    head = ("Method", *(f"Block {block}" for block in results["blocks"]), "NDCG@10", "vs single", "95 % interval")
+    note = (
+        "NDCG@10 of next items of a block's users, up to ADAPTIDE_EVALUATION_ITEMS_PER_USER of each, asked for before "
+        "anything of the block is learnt: what the service would have shown. In the first block every LoRA method is "
+        "still the base. Averaged over a user's items, then as in the other tables."
+    )
+    return Table("prequential", "Next items, before they are learnt", head, rows, note + _missing(asked))
+
+
 def _spread(summary: Mapping[str, Any]) -> str:
     own = list(summary["ndcg@10"]["per_seed"].values())
     return f"{min(own):.4f} to {max(own):.4f}" if len(own) > 1 else NOTHING
@@ -161,11 +186,10 @@ def _design(results: Mapping[str, Any]) -> Table:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             Cell(method_label(s)),
-            Cell(_mark(s["method"].startswith("sd-lora"))),
-            Cell(_mark("latest" in s["method"])),
-            Cell(_mark("inherit" in s["method"])),
-            Cell(gain(s["ndcg@5"]["vs_single_evolving"])),
-            Cell(interval(s["ndcg@5"]["vs_single_evolving"])),
+            Cell(_MARK[s["method"].startswith("sd-lora")]),
+            Cell(_MARK["latest" in s["method"]]),
+            Cell(_MARK["inherit" in s["method"]]),
+            *_gained(s, s["ndcg@5"]),
             *_beside(s, other.get(s["method"])),
         )
         for s in chosen
@@ -189,30 +213,45 @@ def _beside(own: Mapping[str, Any], other: Mapping[str, Any] | None) -> tuple[Ce
     return Cell(gain(found)), Cell(interval(found)), Cell(difference)
 
 
-def _mark(yes: bool) -> str:
-    return "yes" if yes else "no"
-
-
 def _sweeps(results: Mapping[str, Any]) -> Table:
     rows = tuple(
         (
             Cell(method_label(s)),
             Cell(variant_label(s["variant"])),
             Cell(score(s["ndcg@10"]["mean"])),
-            Cell(gain(s["ndcg@10"]["vs_single_evolving"])),
-            Cell(interval(s["ndcg@10"]["vs_single_evolving"])),
+            *_gained(s, s["ndcg@10"]),
             Cell(NOTHING if s["penalty_weight"] is None else f"{s['penalty_weight']:.4g}"),
             Cell(NOTHING if s["gradient_ratio"] is None else f"{s['gradient_ratio']:.4g}"),
         )
         for s in results["variants"]
     )
-    head = ("Method", "Variant", "NDCG@10", "vs single, same rate", "95 % interval", "λ", "Gradient ratio")
-    note = "Against single evolving LoRA (λ = 0) at the same learning rate." + _missing(results["variants"])
+    head = ("Method", "Variant", "NDCG@10", "vs single", "95 % interval", "λ", "Gradient ratio")
+    note = (
+        "Against single evolving LoRA (λ = 0) at the same learning rate and rank; its own variants against it "
+        "as the settings have it." + _missing(results["variants"])
+    )
     return Table("sweeps", "Sweeps", head, rows, note)
 
 
 def _groups(results: Mapping[str, Any]) -> Table:
-    groups = results["groups"]
+    note = (
+        "NDCG@10 against single evolving LoRA. Drifted: the first codes of what a user took in the block lie further "
+        "from those before it (Jensen-Shannon distance) than the median user's; long: more interactions before the "
+        "block than the median user's. New users did nothing before the block; new items are test items that "
+        "nobody had taken before it."
+    )
+    return _gains_within("groups", "Who gains", results["groups"], note)
+
+
+def _asked_groups(results: Mapping[str, Any]) -> Table:
+    note = (
+        "As above, on the next items that are asked for before a block is learnt; the groups are halves of their users."
+    )
+    groups = results.get("prequential_groups") or {}  # results of an earlier version lack it
+    return _gains_within("prequential-groups", "Who gains, of next items", groups, note)
+
+
+def _gains_within(key: str, title: str, groups: Mapping[str, Any], note: str) -> Table:
     names = [name for own in list(groups.values())[:1] for name in own["gains"]]
     names = [name for name in names if any(own["gains"].get(name) for own in groups.values())]
     names.sort(key=lambda name: name.partition(",")[0] != PESO)
@@ -222,13 +261,7 @@ def _groups(results: Mapping[str, Any]) -> Table:
         return Cell(NOTHING if found is None else f"{gain(found)}, {interval(found)}")
 
     rows = tuple((Cell(name), *(cell(name, group) for group in groups)) for name in names)
-    note = (
-        "NDCG@10 against single evolving LoRA. Drifted: the first codes of what a user took in the block lie further "
-        "from those before it (Jensen-Shannon distance) than the median user's; long: more interactions before the "
-        "block than the median user's. New users did nothing before the block; new items are test items that "
-        "nobody had taken before it."
-    )
-    return Table("groups", "Who gains", ("Method", *(name.capitalize() for name in groups)), rows, note)
+    return Table(key, title, ("Method", *(name.capitalize() for name in groups)), rows, note)
 
 
 def _forgetting(results: Mapping[str, Any]) -> Table:
@@ -247,29 +280,3 @@ def _forgetting(results: Mapping[str, Any]) -> Table:
 
 def _missing(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "" if all(s["complete"] for s in summaries) else " * Not every seed and block is done."
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    def rows() -> Iterator[str]:
-        yield f"### {table.title}"
-        yield ""
-        yield line([_plain(name) for name in table.head])
-        yield line(["---", *["---:"] * (len(table.head) - 1)])
-        for row in table.rows:
-            yield line([f"**{_plain(cell.text)}**" if cell.best else _plain(cell.text) for cell in row])
-        if table.note:
-            yield ""
-            yield _plain(table.note)
-
-    return "\n".join(rows())
-
-
-_SPECIAL = {"\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "[": "\\[", "<": "&lt;", ">": "&gt;", "&": "&amp;"}
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(_SPECIAL.get(c, c) for c in " ".join(text.split()))

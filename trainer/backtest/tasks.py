@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from service.adapters.lora import MAX_RANK
 from service.errors import InvalidRequest
 from service.settings import Settings
 from trainer.names import LORA_METHODS, RANKERS, TWO_TOWER
@@ -32,14 +33,17 @@ class Sweep(StrEnum):
     LAMBDA = "lambda"
     RATIO = "ratio"
     LEARNING_RATE = "learning_rate"
+    RANK = "rank"
     GROUP_BY = "group_by"
 
 
 # Figures 3 and 4 of the paper vary PESO, figure 4 single evolving LoRA as well; a ratio makes regularisers comparable.
+# The rank, which the paper keeps at 8, decides how far any adapter can go.
 _SWEPT = {
     Sweep.LAMBDA: ("peso",),
     Sweep.RATIO: PROXIMAL,
     Sweep.LEARNING_RATE: ("single-evolving", "peso"),
+    Sweep.RANK: ("single-evolving", "peso"),
     Sweep.GROUP_BY: ("peso",),
 }
 
@@ -68,6 +72,9 @@ class Task:
                 changes |= {"proximal_weight": float(value), "proximal_relative": True}
             case (Sweep.LEARNING_RATE, value):
                 changes |= {"learning_rate_update": float(value)}
+            case (Sweep.RANK, value):  # the scale alpha / r stays
+                alpha = max(1, round(common.lora_alpha * int(value) / common.lora_rank))
+                changes |= {"lora_rank": int(value), "lora_alpha": alpha}
             case (Sweep.GROUP_BY, value):
                 changes |= {"proximal_group_by": value}
         return Settings.model_validate({**common.model_dump(), **changes})
@@ -113,3 +120,11 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     if any(not 0 < number < 1e9 for number in numbers):
         raise InvalidRequest(f"{option} takes numbers above 0, not {text!r}")
     return numbers
+
+
+def parse_ranks(text: str, option: str) -> tuple[float, ...]:
+    """As parse_numbers, whole ones up to the largest rank of an adapter that is served."""
+    numbers = parse_numbers(text, option)
+    if wrong := [number for number in numbers if number != int(number) or number > MAX_RANK]:
+        raise InvalidRequest(f"{option} takes whole numbers up to {MAX_RANK}, not {wrong[0]:g}")
+    return tuple(int(number) for number in numbers)

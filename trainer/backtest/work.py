@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +15,11 @@ from torch import Tensor
 from service.generation.backbone import Backbone
 from service.settings import Settings
 from trainer.backtest.bases import BacktestBase
-from trainer.backtest.data import BacktestData, popularity_before, streams
+from trainer.backtest.blocks import Blocks
+from trainer.backtest.data import streams
 from trainer.backtest.tasks import Task
 from trainer.evaluation import model_ranks, popularity_ranks
-from trainer.examples import Case, Examples, build_examples, sample_cases
+from trainer.examples import Case
 from trainer.fit import FitReport
 from trainer.learn import adapt, served
 from trainer.methods import make_method
@@ -29,47 +29,7 @@ from trainer.progress import Report
 from trainer.two_tower import make_ranker, training_positives
 from trainer.two_tower.base import Ranker
 
-ACROSS_USERS = 200
-"""Users of each block on which the adapters of all blocks are compared."""
 Ranks = NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class Blocks:
-    """Examples, popularity and test cases of the blocks (0: D_1), made once per process.
-
-    The users that are scored do not depend on the seed, so that seeds and methods are compared on the same ones.
-    """
-
-    data: BacktestData
-    settings: Settings
-    _examples: dict[int, Examples] = field(default_factory=dict)
-    _popularity: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.data.blocks)
-
-    def examples(self, t: int) -> Examples:
-        if t not in self._examples:
-            self._examples[t] = build_examples(
-                streams(self.data, t),
-                history_items=self.settings.history_items,
-                min_events=self.settings.min_events_per_user,
-            )
-        return self._examples[t]
-
-    def popularity(self, t: int) -> NDArray[np.float64]:
-        """As of the end of the block before."""
-        if t not in self._popularity:
-            self._popularity[t] = popularity_before(self.data, t, self.settings.popularity_half_life)
-        return self._popularity[t]
-
-    def test(self, t: int) -> list[Case]:
-        return sample_cases(self.examples(t).test, self.settings.evaluation_users, seed=0)
-
-    def across(self, t: int) -> list[Case]:
-        """Those of the test cases on which every stage is asked."""
-        return sample_cases(self.test(t), ACROSS_USERS, seed=0)
 
 
 class Runner(Protocol):
@@ -109,10 +69,14 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
     for t in range(first, len(blocks)):
         if t in done:
             continue
+        row: dict[str, Any] = {"block": t + 1}
+        if t:
+            coming = blocks.prequential(t)
+            ranks = runner.ranks(t, coming)  # before anything of the block is learnt
+            row["prequential"] = {"users": [case.user_id for case in coming], "ranks": ranks.tolist()}
         started = time.monotonic()
         learnt = runner.learn(t, _within(report, task.name, t, len(blocks)))
-        seconds = time.monotonic() - started
-        row: dict[str, Any] = {"block": t + 1, "seconds": round(seconds, 3), **learnt}
+        row |= {"seconds": round(time.monotonic() - started, 3), **learnt}
         if t:
             test = blocks.test(t)
             ranks = runner.ranks(t, test)

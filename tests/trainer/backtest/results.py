@@ -8,7 +8,11 @@ Ranks = Mapping[int, Sequence[int]]
 
 
 def task(method: str, seed: int, ranks: Ranks, variant: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """more: per task, or `across` (stage -> block -> ranks), `ratio` and `weight` for each of its blocks."""
+    """more: per task, or `across` (stage -> block -> ranks), `ratio` and `weight` for each of its blocks.
+
+    prequential: block -> (user, rank) of each next item that was asked for.
+    """
+    prequential = more.pop("prequential", {})
     across, ratio, weight = more.pop("across", {}), more.pop("ratio", [0.0]), more.pop("weight", 0.0)
     blocks = [
         {
@@ -21,12 +25,17 @@ def task(method: str, seed: int, ranks: Ranks, variant: Mapping[str, Any] | None
             "gradient_ratio": ratio,
             "penalty_weight": weight,
             "seconds": 2.0,
+            **({"prequential": _columns(prequential[block])} if block in prequential else {}),
             "across": {str(other): list(r) for other, r in across.get(block, {}).items()},
         }
         for block, own in ranks.items()
     ]
     own = {"method": method, "variant": dict(variant or {}), "seed": seed, "blocks": blocks}
     return own | {"seconds": 4.0, "trainable_parameters": 1_000, "stored_bytes": 4_000} | more
+
+
+def _columns(asked: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    return {"users": [user for user, _ in asked], "ranks": [rank for _, rank in asked]}
 
 
 def raw(*tasks: Mapping[str, Any], blocks: int = 3, name: str = "small", **more: Any) -> dict[str, Any]:

@@ -222,11 +222,17 @@ def test_a_folder_without_a_finished_backtest_cannot_stand_beside(held: str | No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--out", "o"], "give either --items and --events, or --blocks and --semantic-ids"),
+        (["--out", "o"], "give --dataset, or --items and --events, or --blocks and --semantic-ids"),
+        (["--dataset", "d", "--items", "i", "--out", "o"], "give --dataset, or --items and --events, or --blocks"),
         (["--methods", "peso"], "--out is missing"),
         (["--methods", "pseo", "--out", "o"], "method 'pseo' is not known; methods: popularity"),
         (["--lambdas", "much", "--out", "o"], "--lambdas takes numbers"),
         (["--group-by", "head", "--out", "o"], "--group-by 'head' is not known"),
+        (["--ranks", "7.5", "--out", "o"], "--ranks takes whole numbers up to 1024, not 7.5"),
+        (
+            ["--items", "i", "--events", "e", "--out", "o", "--backbone", "smollm2", "--ranks", "32"],
+            "--ranks changes nothing here: the adapter that D_1 gives a language model has its rank",
+        ),
     ],
 )
 def test_wrong_use_says_what_to_do(arguments: list[str], says: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.backtest.results import raw, task
 from trainer.backtest.plots import plots
 from trainer.backtest.report import markdown, summarise, write_report
-from trainer.backtest.tables import duration, size
+from trainer.backtest.tables import duration, size, tables
 
 HOSTILE = '</h1><script>alert("$1$")</script>|*`&\n<img src=x onerror=y>'
 ACROSS = {block: {1: [1, 0], 2: [1, 3], 3: [3, 0]} for block in (2, 3)}
@@ -21,22 +21,25 @@ ACROSS = {block: {1: [1, 0], 2: [1, 3], 3: [3, 0]} for block in (2, 3)}
 def full(name: str = "small") -> dict[str, Any]:
     """A task of every kind that a table or plot shows."""
     ranks = {2: [1, 3], 3: [3, 0]}
-    variants = [
+    variants: list[tuple[str, dict[str, Any]]] = [
         ("peso", {"lambda": 5.0}),
         ("peso", {"lambda": 50.0}),
         ("peso", {"ratio": 0.1}),
         ("peso", {"learning_rate": 0.1}),
         ("single-evolving", {"learning_rate": 0.1}),
+        ("single-evolving", {"rank": 32}),
         ("peso", {"group_by": "module"}),
     ]
     names = ["popularity", "pretrain", "single-evolving", "sum-lora-all", "sd-lora-latest-inherit", "peso", "l2"]
     users = ["u0", "u1"]
+    asked = {block: [("u0", 1), ("u0", 3), ("u1", 0)] for block in (2, 3)}
     groups = {str(b): {"users": users, "drift": [0.1, 0.2], "history": [1, 2]} for b in (2, 3)}
     return raw(
-        *(task(method, seed, ranks, across=ACROSS) for seed in (0, 1) for method in names),
-        *(task(m, seed, ranks, v, ratio=[0.01], weight=5.0) for seed in (0, 1) for m, v in variants),
+        *(task(method, seed, ranks, across=ACROSS, prequential=asked) for seed in (0, 1) for method in names),
+        *(task(m, seed, ranks, v, ratio=[0.01], weight=5.0, prequential=asked) for seed in (0, 1) for m, v in variants),
         name=name,
         groups=groups,
+        prequential_groups=groups,
     )
 
 
@@ -75,11 +78,31 @@ class Tags(HTMLParser):
 
 def test_the_page_has_every_table_and_plot(written: Path) -> None:
     text = (written / "report.html").read_text(encoding="utf-8")
-    for key in ("main", "blocks", "design", "sweeps", "groups", "forgetting", "training", "setting"):
+    for key in (
+        "main",
+        "blocks",
+        "prequential",
+        "design",
+        "sweeps",
+        "groups",
+        "prequential-groups",
+        "forgetting",
+        "training",
+        "setting",
+    ):
         assert f"<section id='{key}'>" in text
-    names = ["forgetting", "gains", "lambda-sweep", "learning-curve", "learning-rate-sweep", "ratio-sweep"]
-    assert sorted(path.stem for path in (written / "plots").glob("*.svg")) == [*names, "regularisers"]
-    assert text.count("<svg ") == 7
+    names = [
+        "forgetting",
+        "gains",
+        "lambda-sweep",
+        "learning-curve",
+        "learning-rate-sweep",
+        "rank-sweep",
+        "ratio-sweep",
+    ]
+    asked = [f"{name}-next-items" for name in names if name != "forgetting"]
+    assert {path.stem for path in (written / "plots").glob("*.svg")} == {*names, "regularisers", *asked}
+    assert text.count("<svg ") == len(names) + 1 + len(asked)
 
 
 def test_the_page_takes_nothing_from_outside_and_runs_nothing(written: Path) -> None:
@@ -161,8 +184,11 @@ def test_missing_seeds_are_marked_on_the_page_and_in_markdown(tmp_path: Path) ->
     [(1, "better than"), (0, "worse than"), (3, "not distinguishable from")],
 )
 def test_the_first_sentence_says_what_came_out(tmp_path: Path, peso: int, verdict: str) -> None:
-    text = page(raw(task("single-evolving", 0, {2: [3], 3: [3]}), task("peso", 0, {2: [peso], 3: [peso]})), tmp_path)
+    asked = {block: [("u0", 3)] for block in (2, 3)}, {block: [("u0", peso)] for block in (2, 3)}
+    single = task("single-evolving", 0, {2: [3], 3: [3]}, prequential=asked[0])
+    text = page(raw(single, task("peso", 0, {2: [peso], 3: [peso]}, prequential=asked[1])), tmp_path)
     assert f"PESO as set here is {verdict} single-evolving" in text
+    assert f"On next items it is {verdict} it" in text
 
 
 def test_markdown_has_the_gain_with_its_interval_and_the_best_in_bold() -> None:
@@ -172,6 +198,12 @@ def test_markdown_has_the_gain_with_its_interval_and_the_best_in_bold() -> None:
         "| peso | **1.0000** | **1.0000** | **1.0000** | **1.0000** | +0.5000 (+100.0 %) | +0.5000 to +0.5000 "
         "| 4.0 s | 1,000 | 4.0 kB | – |"
     )
+
+
+def test_next_items_stand_with_their_blocks_and_mean() -> None:
+    (table,) = [table for table in tables(summarise(full())) if table.key == "prequential"]
+    (row,) = [row for row in table.rows if row[0].text == "peso"]
+    assert [cell.text for cell in row[:4]] == ["peso", "0.3750", "0.3750", "0.3750"]  # u0: 1 and 1/2, u1: 0
 
 
 def test_the_design_table_says_what_each_cumulative_method_does() -> None:

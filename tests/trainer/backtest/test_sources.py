@@ -8,8 +8,9 @@ import pytest
 
 from service.errors import DatasetError, InvalidRequest
 from trainer.backtest.data import BacktestData
-from trainer.backtest.sources import from_blocks, from_raw, name_of
+from trainer.backtest.sources import from_blocks, from_dataset, from_raw, name_of
 from trainer.backtest.splits import Split
+from trainer.datasets import load_dataset
 
 ITEMS = "item_id,title,brand\nb,Blue,\na,Red,Rouge\nnever,Green,\n"
 EVENTS = "user_id,item_id,timestamp\nu2,b,30\nu1,a,10\nu1,b,20\nu2,a,40\nu2,b,50\n"
@@ -46,6 +47,15 @@ def test_items_are_in_order_of_their_id_and_those_without_interactions_stay(tmp_
         ("never", "Green", None),
     ]
     assert data.codes is None
+
+
+def test_a_data_set_is_the_same_data_as_its_files(tmp_path: Path) -> None:
+    files = raw(tmp_path)
+    found = from_dataset(load_dataset(str(tmp_path), tmp_path), blocks=2)
+    assert (found.digest, pairs(found)) == (files.digest, pairs(files))
+    (tmp_path / "items.csv").write_text("item_id,title\nb,Blue\n")
+    with pytest.raises(DatasetError, match="item 'a' is not among the items; add it there"):
+        from_dataset(load_dataset(str(tmp_path), tmp_path), blocks=2)
 
 
 def test_ties_in_time_stay_in_row_order_and_are_noted(tmp_path: Path) -> None:

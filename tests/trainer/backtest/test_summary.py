@@ -6,7 +6,8 @@ import pytest
 
 from service.errors import DatasetError
 from tests.trainer.backtest.results import raw, task
-from trainer.backtest.summary import ORDER, summarise
+from trainer.backtest.entries import ORDER
+from trainer.backtest.summary import summarise
 
 THIRD = 1 / math.log2(4)  # NDCG of rank 3: one half
 
@@ -88,6 +89,45 @@ def test_a_learning_rate_is_held_against_single_evolving_at_that_rate() -> None:
     assert fast["against"] is None
     assert default["against"] == {"method": "single-evolving", "variant": {}}
     assert rows[("lambda", 5.0),]["hit@5"]["vs_single_evolving"]["difference"] == -0.5
+
+
+def test_a_rank_is_held_against_single_evolving_of_that_rank_and_that_against_the_rank_of_the_settings() -> None:
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [0], 3: [1]}),
+            task("single-evolving", 0, {2: [1], 3: [1]}, {"rank": 32}),
+            task("peso", 0, {2: [0], 3: [0]}, {"rank": 32}),
+        )
+    )
+    single, peso = sorted(found["variants"], key=lambda row: str(row["method"]), reverse=True)
+    assert single["against"] == {"method": "single-evolving", "variant": {}}
+    assert single["hit@5"]["vs_single_evolving"]["difference"] == 0.5
+    assert peso["against"] == {"method": "single-evolving", "variant": {"rank": 32}}
+    assert peso["hit@5"]["vs_single_evolving"]["difference"] == -1.0
+
+
+def test_next_items_are_averaged_over_a_users_then_over_users_and_have_gains_of_their_own() -> None:
+    single = {2: [("a", 0), ("b", 0), ("a", 0)], 3: [("b", 0)]}
+    peso = {2: [("a", 1), ("b", 0), ("a", 1)], 3: [("b", 3)]}
+    found = summarise(
+        raw(
+            task("single-evolving", 0, {2: [1], 3: [1]}, prequential=single),
+            task("peso", 0, {2: [1], 3: [1]}, prequential=peso),
+            task("peso", 0, {2: [1], 3: [1]}, {"lambda": 5.0}, prequential=single),
+        )
+    )
+    asked = found["methods"]["peso"]["prequential"]
+    assert asked["ndcg@10"]["per_block"] == [0.5, THIRD]  # a: 1 twice, b: 0
+    assert asked["ndcg@10"]["vs_single_evolving"]["difference"] == pytest.approx((0.5 + THIRD) / 2)
+    assert found["methods"]["peso"]["ndcg@10"]["vs_single_evolving"]["difference"] == 0.0  # of the held-out items
+    low, high = asked["ndcg@10"]["vs_single_evolving"]["ci95"]  # people are drawn, not items: a or b, each with both
+    assert (low, high) == pytest.approx((THIRD / 2, 1.0))
+    assert found["variants"][0]["prequential"]["hit@10"]["mean"] == 0.0
+
+
+def test_results_of_an_earlier_version_have_no_next_items() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1], 3: [1]})))
+    assert found["methods"]["peso"]["prequential"] is None
 
 
 def test_methods_come_in_the_papers_order_and_sweeps_by_value() -> None:
@@ -183,6 +223,30 @@ def test_groups_are_halves_of_each_blocks_users() -> None:
     assert found["steady"]["gains"]["peso"]["difference"] == 0.0
     assert found["long history"]["gains"]["peso"]["difference"] == pytest.approx((0.5 + 1.0) / 2)
     assert found["short history"]["gains"]["peso"]["difference"] == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_groups_of_next_items_are_halves_of_those_who_are_asked() -> None:
+    asked = {2: [("c", 1), ("a", 3), ("a", 0), ("b", 0)], 3: [("a", 1)]}
+    nothing = {block: [(user, 0) for user, _ in own] for block, own in asked.items()}
+    groups = {
+        "2": {"users": ["a", "b", "c"], "drift": [0.9, 0.1, None], "history": [5, 2, 0]},
+        "3": {"users": ["a"], "drift": [0.5], "history": [8]},
+    }
+    scored = {2: [0], 3: [0]}  # on last items, of another user, nobody gains
+    tasks = (
+        task("single-evolving", 0, scored, prequential=nothing),
+        task("peso", 0, scored, prequential=asked),
+        task("l2", 0, scored),  # of an earlier version: not asked
+    )
+    found = summarise(raw(*tasks, prequential_groups=groups))
+    assert (found["groups"], "l2" in found["prequential_groups"]["drifted"]["metrics"]) == ({}, False)
+    found = {name: own["gains"]["peso"] for name, own in found["prequential_groups"].items()}
+    assert found["drifted"]["difference"] == pytest.approx(THIRD / 2)  # a, in block 2; in block 3 nobody is above
+    assert found["steady"]["difference"] == pytest.approx((0 + 1) / 2)  # b, and a
+    assert found["long history"]["difference"] == pytest.approx(THIRD / 2)
+    assert found["short history"]["difference"] == pytest.approx(((0 + 1) / 2 + 1) / 2)
+    assert found["new users"]["difference"] == 1
+    assert found["known users"]["difference"] == pytest.approx((THIRD / 4 + 1) / 2)
 
 
 def test_new_users_and_new_items_are_measured_apart_from_those_that_are_known() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.settings import GroupBy, Settings
-from trainer.backtest.tasks import METHODS, Plan, Sweep, Task, parse_methods, parse_numbers
+from trainer.backtest.tasks import METHODS, Plan, Sweep, Task, parse_methods, parse_numbers, parse_ranks
 
 
 def test_every_method_of_the_contract_is_there() -> None:
@@ -35,11 +35,24 @@ def test_a_sweep_takes_numbers_above_0(text: str) -> None:
         parse_numbers(text, "--lambdas")
 
 
+@pytest.mark.parametrize("text", ["8.5", "1025", "8,0", "wide"])
+def test_a_rank_is_a_whole_number_that_the_service_loads(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="--ranks takes"):
+        parse_ranks(text, "--ranks")
+    assert parse_ranks("8,1024", "--ranks") == (8, 1024)
+
+
 def test_sweeps_apply_only_where_they_mean_something() -> None:
     plan = Plan(
         ("popularity", "l2", "single-evolving", "peso", "sum-lora-all"),
         1,
-        {Sweep.LAMBDA: (5.0,), Sweep.RATIO: (0.1,), Sweep.LEARNING_RATE: (1e-3,), Sweep.GROUP_BY: ("module",)},
+        {
+            Sweep.LAMBDA: (5.0,),
+            Sweep.RATIO: (0.1,),
+            Sweep.LEARNING_RATE: (1e-3,),
+            Sweep.RANK: (32,),
+            Sweep.GROUP_BY: ("module",),
+        },
     )
 
     assert [task.name for task in plan.tasks()] == [
@@ -53,6 +66,8 @@ def test_sweeps_apply_only_where_they_mean_something() -> None:
         "peso.ratio=0.1.seed-0",
         "single-evolving.learning_rate=0.001.seed-0",
         "peso.learning_rate=0.001.seed-0",
+        "single-evolving.rank=32.seed-0",
+        "peso.rank=32.seed-0",
         "peso.group_by=module.seed-0",
     ]
 
@@ -70,6 +85,8 @@ def test_a_variant_changes_its_one_setting() -> None:
     assert (ratio.proximal_weight, ratio.proximal_relative) == (0.1, True)
     assert Task("peso", 0, (Sweep.LAMBDA, 8.0)).settings(common).proximal_weight == 8.0
     assert Task("l2", 0, (Sweep.LEARNING_RATE, 0.01)).settings(common).learning_rate_update == 0.01
+    wide = Task("peso", 0, (Sweep.RANK, 24)).settings(Settings(lora_rank=8, lora_alpha=12))
+    assert (wide.lora_rank, wide.lora_alpha) == (24, 36)
     assert Task("peso", 0, (Sweep.GROUP_BY, "layer")).settings(common).proximal_group_by is GroupBy.LAYER
 
 

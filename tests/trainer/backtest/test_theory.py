@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from service.settings import Settings
 from tests.trainer.backtest.drifting import drifting, moves
 from trainer.backtest.bases import BacktestBase, fit_base, open_base
+from trainer.backtest.blocks import Blocks
 from trainer.backtest.data import Block
 from trainer.backtest.tasks import Sweep, Task
-from trainer.backtest.work import Blocks, read_blocks, run_task
+from trainer.backtest.work import read_blocks, run_task
 from trainer.evaluation import ndcg
 from trainer.progress import silent
 from trainer.recipe import BaseRecipe
@@ -27,6 +28,8 @@ SETTINGS = Settings(
     history_items=10,
     learning_rate_base=1e-2,
     learning_rate_update=2e-2,
+    lora_rank=8,
+    lora_alpha=16,
     update_epochs=4,
     update_min_steps=0,
     update_batch_size=32,
@@ -110,6 +113,19 @@ def test_what_the_proximal_keeps_it_takes_from_adaptation(run: Run) -> None:
     free, held = run("single-evolving"), run("peso", Sweep.LAMBDA, 2_000.0)
 
     assert score(held, 3, 3, drifted=True) < score(free, 3, 3, drifted=True)
+
+
+def test_next_items_are_asked_for_before_their_block_is_learnt(run: Run) -> None:
+    frozen, free = run("pretrain"), run("single-evolving")
+
+    def asked(row: dict[str, Any]) -> float:
+        """NDCG@10 of the next items of those who drifted."""
+        users, gains = row["prequential"]["users"], ndcg(np.array(row["prequential"]["ranks"]), 10)
+        return float(np.mean([gain for user, gain in zip(users, gains, strict=True) if moves(int(user[1:]))]))
+
+    assert free[0]["prequential"] == frozen[0]["prequential"]  # nothing but D_1 is known yet
+    assert free[0]["ranks"] != frozen[0]["ranks"]
+    assert asked(free[1]) > asked(frozen[1]) + 0.1  # what was learnt of the block before
 
 
 @pytest.mark.parametrize("window", [(1, 2, 1, 1, 2), (5, 6, 5, 6, 1)], ids=["no training", "no validation"])
