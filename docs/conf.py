@@ -36,6 +36,7 @@ PAGES = {
         "Amazon Beauty, 8-core <results/amazon-beauty-small>",
         "Amazon Beauty, 5-core <results/amazon-beauty-2014>",
         "CDs and Vinyl <results/peso-official-cds>",
+        "MovieLens-100k <results/movielens-100k>",
         "results/*",
     ],
     "Decisions": ["decisions/*"],
