@@ -256,7 +256,8 @@ def test_the_keyboard_alone_logs_in_and_promotes(stage: Stage, visit: Callable[.
         pytest.fail(f"the keyboard does not lead to where {found}")
 
     watched.open("/dashboard")
-    page.keyboard.type(stage.token(Scope.ADMIN))  # the field has the focus
+    page.wait_for_function("document.activeElement.name === 'key'")  # it gets the focus by itself, after the first paint
+    page.keyboard.type(stage.token(Scope.ADMIN))
     press("Enter")
     page.get_by_role("heading", name="Overview").wait_for()
     press("Tab")
