@@ -15,14 +15,14 @@ from service.catalog.trie import CODES, LEVELS, pack
 from service.generation.backbone import Backbone
 from service.generation.engine import GenerationRequest
 from service.generation.torch_engine import TorchModel
-from trainer.evaluation import DEPTH, model_ranks
+from trainer.evaluation import CPU_BATCH, DEPTH, model_ranks
 from trainer.examples import Case
 from trainer.generate_peer import GeneratePeer
 from trainer.tiny import TinyConfig, new_tiny
 from trainer.turns import in_turns
 
 PEER_USERS, SINGLE_USERS = 16, 64  # the slow ways are timed on the first users only
-BATCH = 64  # as model_ranks has it, though that also sorts users by the length of their history
+BATCH = CPU_BATCH  # though model_ranks also sorts users by the length of their history
 SPREAD = 4.0  # random weights times this: scores far enough apart that no order hangs on rounding
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.decoder import decode_tokens
+from trainer.decoder import decode_tokens, place
 from trainer.examples import TrainingSequence
 from trainer.group import ALONE, Group
 from trainer.layout import lay_out
@@ -38,8 +38,11 @@ def input_covariance(
 
     def observe(module: str, x: Tensor) -> None:
         own = x.reshape(-1, x.shape[-1])[real].double()
-        product = (own.T @ own).cpu()
-        total[module] = total[module] + product if module in total else product
+        product = own.T @ own
+        if module in total:
+            total[module].add_(product)
+        else:
+            total[module] = product
 
     lora.observe(observe)
     try:
@@ -49,11 +52,11 @@ def input_covariance(
             layout = lay_out(lora.backbone.prompt, part or together[:1], codes)
             real = torch.from_numpy(layout.real.reshape(-1) & bool(part)).to(lora.backbone.device)
             tokens_seen += int(real.sum())
-            decode_tokens(lora.backbone, layout)
+            decode_tokens(lora.backbone, place(layout, lora.backbone.device))
             on_batch()
     finally:
         lora.observe(None)
         lora.backbone.model.train(was_training)
     group.add_up(list(total.values()))
     tokens_seen = int(group.sums([tokens_seen])[0])
-    return {module: product.to(lora.backbone.device) / max(tokens_seen, 1) for module, product in total.items()}
+    return {module: product.div_(max(tokens_seen, 1)) for module, product in total.items()}

@@ -1,7 +1,8 @@
-"""From embedded tokens to last hidden states while training, and for losses: which forward pass runs."""
+"""From laid out tokens to last hidden states and losses, while training or judging: which forward pass runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,24 +13,62 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from service.generation.backbone import Backbone
 from service.generation.passes import added_mask
 from trainer.dropout import dropout
-from trainer.layout import Layout, visible
+from trainer.layout import NO_LABEL, Layout, visible
 from trainer.llama_decoder import decode_llama, decodes
 from trainer.lora import ADDING
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A Layout's arrays on the device, with the same names and shapes."""
+
+    tokens: Tensor
+    predicts: Tensor
+    labels: Tensor
+    branches: tuple[Tensor, Tensor, Tensor] | None
+
+    def copy_(self, other: "Placed") -> None:
+        """Take over the values of another one of the same shapes."""
+        for own, new in zip(self._tensors(), other._tensors(), strict=True):
+            own.copy_(new, non_blocking=True)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (self.tokens, self.predicts, self.labels, *(self.branches or ()))
+
+
+def place(layout: Layout, device: torch.device) -> Placed:
+    positions_owner_reach = None
+    if layout.branches is not None:
+        positions, owner, reach = (to_device(part, device) for part in layout.branches)
+        positions_owner_reach = positions, owner, reach
+    tokens, predicts, labels = (to_device(part, device) for part in (layout.tokens, layout.predicts, layout.labels))
+    return Placed(tokens, predicts, labels, positions_owner_reach)
+
+
+def summed_loss(
+    backbone: Backbone, placed: Placed, embedding_dropout: float = 0.0, residual_dropout: float = 0.0
+) -> Tensor:
+    """Sum over targets and their 4 levels of the cross-entropy over that level's 256 codes; padding adds nothing."""
+    hidden = decode_tokens(backbone, placed, embedding_dropout, residual_dropout)
+    hidden = hidden.flatten(0, 1)[placed.predicts]  # [targets, 4, hidden]
+    logits = backbone.target_logits(hidden)
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), placed.labels.flatten(), reduction="sum", ignore_index=NO_LABEL
+    )
+
+
 def decode_tokens(
-    backbone: Backbone, layout: Layout, embedding_dropout: float = 0.0, residual_dropout: float = 0.0
+    backbone: Backbone, placed: Placed, embedding_dropout: float = 0.0, residual_dropout: float = 0.0
 ) -> Tensor:
     """Last hidden states [batch, length, hidden] of a batch of laid out sequences.
 
     The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
-    device = backbone.device
-    inputs = backbone.model.get_input_embeddings()(to_device(layout.tokens, device))
+    inputs = backbone.model.get_input_embeddings()(placed.tokens)
     inputs = dropout(inputs, embedding_dropout, backbone.model.training)
-    if layout.branches is None:
+    if placed.branches is None:
         return decode(backbone, inputs, residual_dropout)
-    positions, owner, reach = (to_device(part, device) for part in layout.branches)
+    positions, owner, reach = placed.branches
     return decode(backbone, inputs, residual_dropout, positions=positions, visible=visible(owner, reach))
 
 

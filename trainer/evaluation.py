@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from service.catalog.index import CatalogueIndex
 from service.generation.backbone import Backbone
-from service.generation.engine import GenerationRequest, ServedModel
+from service.generation.engine import GenerationRequest
+from service.generation.torch_engine import TorchModel
 from service.recommend.ranking import Float64, rank_leaves, rank_popular
 from trainer.examples import Case, TrainingSequence
 from trainer.fit import sequence_loss
 from trainer.group import ALONE, Group
 
 DEPTH = 10
+CPU_BATCH, GPU_BATCH = 64, 256
+"""Cases in one search, half as many as in one pass of a loss. A GPU launches as many kernels for few as for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,21 @@ def ndcg(ranks: NDArray[np.int64], k: int) -> Float64:
 
 
 def model_ranks(
-    model: ServedModel,
+    model: TorchModel,
     cases: Sequence[Case],
     index: CatalogueIndex,
     popularity: Float64,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     group: Group = ALONE,
     on_batch: Callable[[], object] = lambda: None,
 ) -> NDArray[np.int64]:
     """Rank of each case's target in the list that the service would return, 0 beyond 10. int64 [cases].
 
-    group: each of its processes asks about its share of the cases. on_batch: called after each batch.
+    batch_size: cases in one search; None: as many as keep the device busy. group: each of its processes asks about its
+    share of the cases. on_batch: called after each batch.
     """
+    batch_size = batch_size or (GPU_BATCH if model.backbone.device.type == "cuda" else CPU_BATCH)
     if group.size > 1:
         found = np.zeros(len(cases))
         found[group.rank :: group.size] = model_ranks(
@@ -153,7 +158,7 @@ def validation_loss(
     cases: Sequence[Case],
     codes: NDArray[np.int16],
     *,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     low_precision: bool = False,
     group: Group = ALONE,
     on_batch: Callable[[], object] = lambda: None,
@@ -161,9 +166,11 @@ def validation_loss(
     """Mean over cases of the target's cross-entropy, nats per item: minus the score that the service would give it.
 
     Far less noisy on few users than a rank metric (paper: the best epoch is taken by validation loss).
+    batch_size: cases in one pass; None: as many as keep the device busy.
     low_precision: products in bfloat16, as in training: the mean moves by some thousandths of a nat, which can swap two
     passes that are about equally good. group: each rank asks about its share of the cases. on_batch: called after each.
     """
+    batch_size = batch_size or 2 * (GPU_BATCH if backbone.device.type == "cuda" else CPU_BATCH)
     total = 0.0
     order = sorted(cases, key=lambda case: len(case.history))
     for first in range(0, len(order), batch_size * group.size):

@@ -1,14 +1,15 @@
-"""How training runs on its device: in few shapes, in parts that fit the memory, compiled where that pays.
+"""How training runs on its device: in few shapes, in parts that fit the memory, compiled or captured where that pays.
 
 On a CPU a batch is one pass, as it comes. On a GPU rows are padded to a few lengths and batches to one number of rows,
-so that compiled blocks, kernels and memory are used again; a batch too large for the memory is taken in parts whose
-gradients add up, and a model too large even for that recomputes its blocks in the backward pass.
+so that compiled blocks, captured passes, kernels and memory are used again; a batch too large for the memory is taken
+in parts whose gradients add up, and a model too large even for that recomputes its blocks in the backward pass.
 docs/decisions/0015 has the reasons.
 """
 
 import math
 import os
 import shutil
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from service.generation.backbone import Backbone
 from trainer.examples import TrainingSequence
 from trainer.group import Group
-from trainer.layout import Size, sequence_length
+from trainer.layout import Size, sequence_length, targets_of
 from trainer.lora import ADDING, AdaptedLinear, blocks
 
 FEW_LENGTHS, ALIGNED = 4, 16
@@ -32,9 +34,13 @@ FEWEST_TOKENS, MOST_TOKENS = 4_096, 16_384
 MEMORY_SHARE = 0.6
 """Of the memory that is left, for activations: weights, gradients and what an optimiser keeps come out of the rest."""
 COMPILING_PAYS = 6e12
-"""Floating-point operations of a whole training for each channel of the model: a narrow one does fewer a second. An
-H100 did 18 T of SmolLM2 uncompiled, beside another such training, and 338 T of a billion parameters compiled; compiling
-takes 20 s to a minute."""
+"""Floating-point operations of a whole training for each channel of a model that is not captured: a narrow one does
+fewer a second. An H100 did 338 T of a billion parameters compiled; compiling takes 20 s to a minute."""
+LAUNCHES_BIND = 1e13
+"""Floating-point operations of one forward and backward pass below which a GPU waits for its host: such a pass is
+captured (trainer.captured)."""
+CAPTURING_PAYS = 50
+"""Steps of a training: capturing its few shapes takes as long as some ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class Execution:
     """How batches become forward passes; the empty one takes each as it comes.
 
     rows: sequences in a full batch. lengths: what rows are padded to, ascending. tokens: most in one forward pass.
+    targets: most of one sequence of each length, where passes are captured; else empty.
     """
 
     rows: int = 0
@@ -49,20 +56,29 @@ class Execution:
     tokens: int = MOST_TOKENS
     checkpoint: bool = False
     compiled: bool = False
+    targets: tuple[int, ...] = ()
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are captured (trainer.captured)."""
+        return bool(self.targets)
 
     def parts(
         self, backbone: Backbone, batch: Sequence[TrainingSequence]
     ) -> Iterator[tuple[list[TrainingSequence], Size]]:
-        """The batch cut into parts, each with the size it is padded to."""
+        """The batch cut into parts, each with the size it is padded to: without targets if it was not planned for."""
         if not self.lengths:
             yield list(batch), Size()
             return
         longest = max(sequence_length(backbone.prompt, sequence) for sequence in batch)
-        length = next((known for known in self.lengths if known >= longest), -(-longest // ALIGNED) * ALIGNED)
+        place = bisect_left(self.lengths, longest)
+        length = self.lengths[place] if place < len(self.lengths) else -(-longest // ALIGNED) * ALIGNED
         count = math.ceil(self.rows / max(1, self.tokens // length))
         rows = math.ceil(self.rows / count)
+        targets = rows * self.targets[place] if place < len(self.targets) else 0
         for first in range(0, len(batch), rows):
-            yield list(batch[first : first + rows]), Size(rows, length)
+            part = list(batch[first : first + rows])
+            yield part, Size(rows, length, targets if targets >= sum(map(targets_of, part)) else 0)
 
 
 AS_IT_COMES = Execution()
@@ -77,18 +93,29 @@ def plan(
     *,
     residual_dropout: float = 0.0,
     compiled: bool | None = None,
+    captured: bool | None = None,
 ) -> Execution:
-    """For training `epochs` times over `sequences`. compiled: None where it pays by COMPILING_PAYS."""
+    """For training `epochs` times over `sequences`. compiled, captured: None where it pays, False never."""
     if backbone.device.type != "cuda" or not sequences:
         return AS_IT_COMES
-    lengths = np.sort([sequence_length(backbone.prompt, sequence) for sequence in sequences])
+    lengths = np.array([sequence_length(backbone.prompt, sequence) for sequence in sequences])
     lengths = -(-lengths // ALIGNED) * ALIGNED
     few = np.unique(np.quantile(lengths, np.arange(1, FEW_LENGTHS + 1) / FEW_LENGTHS, method="higher"))
+    operations = 4 * _block_parameters(backbone)  # a token
+    if captured is None:
+        usual = operations * batch_size * float(lengths.mean())
+        captured = usual <= LAUNCHES_BIND and epochs * len(sequences) >= CAPTURING_PAYS * batch_size
+    free = MEMORY_SHARE * memory_left(backbone.device)
+    tokens, recompute = fitting(backbone, free / 2, compiled=False)  # what graphs use is theirs alone
+    if captured and not recompute and can_capture(backbone):
+        counts = np.array([targets_of(sequence) for sequence in sequences])
+        targets = tuple(int(counts[lengths <= length].max()) for length in few)
+        return Execution(batch_size, tuple(few.tolist()), tokens, targets=targets)
     if compiled is None:
-        work = 4 * _block_parameters(backbone) * float(lengths.sum()) * epochs
+        work = operations * float(lengths.sum()) * epochs
         compiled = work >= COMPILING_PAYS * backbone.model.config.hidden_size
     compiled = compiled and can_compile(backbone, residual_dropout)
-    tokens, recompute = fitting(backbone, MEMORY_SHARE * memory_left(backbone.device), compiled)
+    tokens, recompute = fitting(backbone, free, compiled)
     return Execution(batch_size, tuple(few.tolist()), tokens, recompute, compiled)
 
 
@@ -132,12 +159,25 @@ def can_compile(backbone: Backbone, residual_dropout: float = 0.0) -> bool:
     compiler = os.environ.get("CC") or "cc"
     if not (has_triton() and (shutil.which(compiler) or shutil.which("gcc"))) or not _blocks(backbone):
         return False
-    linears = dict(backbone.decoder.named_modules())
-    if any(isinstance(own, AdaptedLinear) and own.observer is not None for own in linears.values()):
+    if _watched(backbone):
         return False
-    return not residual_dropout or all(
-        isinstance(own, AdaptedLinear) for name, own in linears.items() if name.endswith(ADDING)
-    )
+    linears = backbone.decoder.named_modules()
+    return not residual_dropout or all(isinstance(own, AdaptedLinear) for name, own in linears if name.endswith(ADDING))
+
+
+def can_capture(backbone: Backbone) -> bool:
+    """Whether passes can be captured: those of a Llama that nobody watches and whose own factors train.
+
+    Other models were not tried. What a cumulative method composes keeps its factors' place in autograd's graph from one
+    step to the next, and with it the stream of the step before, which a captured pass may not wait for.
+    """
+    if _watched(backbone) or not isinstance(backbone.decoder, LlamaModel):
+        return False
+    adapted = [own for own in backbone.decoder.modules() if isinstance(own, AdaptedLinear)]
+    with torch.no_grad():
+        for own in adapted[:1]:
+            own.refresh()  # that of all
+    return all(isinstance(factor, nn.Parameter) for own in adapted for factor in own.current)
 
 
 @contextmanager
@@ -190,6 +230,11 @@ def _training_forward(
         return inner(block, *inputs, **named)
 
     return forward
+
+
+def _watched(backbone: Backbone) -> bool:
+    """Whether an observer wants the inputs of an adapted layer, in every pass."""
+    return any(isinstance(own, AdaptedLinear) and own.observer is not None for own in backbone.decoder.modules())
 
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from service.generation.backbone import Backbone
 from service.kit.crash_points import CrashPoint, crash_point
+from trainer.captured import CapturedCall, CapturedPasses, add_up
 from trainer.checkpoints import Checkpoints
-from trainer.decoder import decode_tokens, to_device
+from trainer.decoder import place, summed_loss
 from trainer.examples import TrainingSequence
 from trainer.execution import Execution, agreed, executing, plan
 from trainer.group import ALONE, Group
-from trainer.layout import AS_IT_IS, Size, lay_out
+from trainer.layout import AS_IT_IS, Size, lay_out, targets_of
+from trainer.optimiser import make_optimiser, schedule, set_rate
 from trainer.proximal import first_step_weight
 from trainer.resume import captured, restored
-from trainer.sharding import is_sharded
 
 RANKS_APART = 1_000_003
 """Between the seeds of the ranks, so that seeds that follow each other share none."""
@@ -117,8 +118,18 @@ def fit(
     random = np.random.default_rng(config.seed)
     started = time.monotonic()
     group.make_equal(parameters)
-    optimiser = make_optimiser(parameters, config)
     first_pass = epoch_sequences(random)
+    execution = plan(
+        backbone,
+        first_pass,
+        math.ceil(config.batch_size / group.size),
+        config.epochs,
+        residual_dropout=config.residual_dropout,
+        compiled=False if group.sharded else None,
+        captured=False if group.size > 1 else None,
+    )
+    execution = agreed(execution, group)
+    optimiser = make_optimiser(parameters, config.learning_rate, config.weight_decay, captured=execution.captured)
     steps_per_epoch = math.ceil(len(first_pass) / config.batch_size)
     total_steps = max(1, steps_per_epoch * config.epochs)
     backbone.model.train(False)
@@ -137,34 +148,40 @@ def fit(
     else:
         report.scores.append((0, group.agree(evaluate())))
         best = [p.detach().clone() for p in parameters]
-    execution = plan(
-        backbone,
-        first_pass,
-        math.ceil(config.batch_size / group.size),
-        config.epochs,
-        residual_dropout=config.residual_dropout,
-        compiled=False if group.sharded else None,
-    )
-    execution = agreed(execution, group)
+    pool = torch.cuda.graph_pool_handle() if execution.captured else None
+
+    def conclude() -> tuple[Tensor, ...]:
+        """What follows the gradients: the proximal's value and ratio, if there is one."""
+        found = _add_penalty(penalty, weight, parameters) if penalty is not None and weight else ()
+        group.clip(parameters, config.clip_norm)
+        optimiser.step()
+        if execution.captured:
+            torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+        return found
+
+    concluded = CapturedCall(conclude, pool) if execution.captured else conclude
     with executing(backbone, execution, config.residual_dropout) as residual_dropout:
+        dropouts = config.embedding_dropout, residual_dropout
+        passes = None
+        if execution.captured:
+            passes = CapturedPasses(backbone, parameters, dropouts, config.low_precision, pool)
         for epoch in range(first_epoch, config.epochs + 1):
             backbone.model.train()
             order = random.bit_generator.state
             for batch in islice(batches(epoch_sequences(random), config.batch_size, random), taken, None):
-                for part in optimiser.param_groups:
-                    part["lr"] = config.learning_rate * schedule(step, total_steps, config.warmup)
-                optimiser.zero_grad(set_to_none=True)
-                dropouts = (config.embedding_dropout, residual_dropout)
-                loss, targets = add_gradients(backbone, batch, codes, execution, dropouts, config.low_precision, group)
+                set_rate(optimiser, config.learning_rate * schedule(step, total_steps, config.warmup))
+                if passes is None:
+                    optimiser.zero_grad(set_to_none=True)
+                loss, targets = add_gradients(
+                    backbone, batch, codes, execution, dropouts, config.low_precision, group, passes
+                )
                 group.add_up_gradients(parameters)
                 if penalty is not None and weight is None:
                     weight = first_step_weight(penalty, parameters, config.learning_rate, penalty_weight)
-                if penalty is not None and weight:
-                    value, ratio = _add_penalty(penalty, weight, parameters)
+                if found := concluded():
+                    value, ratio = found
                     readings.penalties.append(value)
                     readings.ratios.append(ratio)
-                group.clip(parameters, config.clip_norm)
-                optimiser.step()
                 readings.losses.append(loss)
                 readings.targets.append(targets)
                 step, taken = step + 1, taken + 1
@@ -199,27 +216,6 @@ def fit(
     return report
 
 
-def make_optimiser(parameters: Sequence[nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
-    """AdamW without decay for norms and biases; sharded parameters apart, as one kernel takes one kind."""
-    found: dict[tuple[bool, bool], list[nn.Parameter]] = {(True, False): [], (False, False): []}
-    for parameter in parameters:
-        found.setdefault((parameter.ndim > 1, is_sharded(parameter)), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": own, "weight_decay": config.weight_decay if kind[0] else 0.0} for kind, own in found.items()],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-
-
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then cosine to 0; a factor of the peak rate."""
-    warm = max(1, round(total * warmup))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
 def batches(
     sequences: Sequence[TrainingSequence], size: int, random: np.random.Generator
 ) -> Iterator[list[TrainingSequence]]:
@@ -240,15 +236,20 @@ def add_gradients(
     dropouts: tuple[float, float],
     low_precision: bool,
     group: Group = ALONE,
+    passes: CapturedPasses | None = None,
 ) -> tuple[Tensor, int]:
     """Add the gradients of a batch's mean loss to .grad, part after part; returns that loss, detached, and its targets.
 
     dropouts: on embedded tokens and on the residual stream. group: each rank adds what its own share of the batch
-    gives, and returns that share of the loss; over the ranks they sum up to the whole.
+    gives, and returns that share of the loss; over the ranks they sum up to the whole. passes: what computes them
+    instead, with dropouts and precision of its own.
     """
-    total = sum(len(sequence.rows) - sequence.first_target for sequence in batch)
+    total = sum(map(targets_of, batch))
     losses = []
     for part, size, counts in group.parts(batch, lambda own: execution.parts(backbone, own)):
+        if passes is not None and size.targets:
+            losses.append(passes.add_gradients(lay_out(backbone.prompt, part, codes, size), 1 / max(total, 1)))
+            continue
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=low_precision):
             loss, targets = sequence_loss(backbone, part, codes, *dropouts, size=size)
         if targets != total or not counts:
@@ -272,15 +273,9 @@ def sequence_loss(
     All targets of a sequence are predicted in one pass (trainer.layout).
     The dropouts act in training mode: on embedded tokens, and on what attention and MLP add to the residual stream.
     """
-    layout = lay_out(backbone.prompt, batch, codes, size)
-    device = backbone.device
-    hidden = decode_tokens(backbone, layout, embedding_dropout, residual_dropout)
-    hidden = hidden.flatten(0, 1)[to_device(layout.predicts, device)]  # [targets, 4, hidden]
-    logits = backbone.target_logits(hidden)
-    labels = to_device(layout.labels, device)
-    count = len(labels)
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / max(count, 1)
-    return loss, count
+    placed = place(lay_out(backbone.prompt, batch, codes, size), backbone.device)
+    count = sum(map(targets_of, batch))
+    return summed_loss(backbone, placed, embedding_dropout, residual_dropout) / max(count, 1), count
 
 
 def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
@@ -289,7 +284,5 @@ def _add_penalty(penalty: Penalty, weight: float, parameters: Sequence[nn.Parame
     gradients = torch.autograd.grad(weight * value, parameters, allow_unused=True)
     data_norm = nn.utils.get_total_norm([p.grad.float() for p in parameters if p.grad is not None])
     own_norm = nn.utils.get_total_norm([g.float() for g in gradients if g is not None])
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    add_up(parameters, gradients)
     return value.detach(), own_norm / data_norm

@@ -19,7 +19,7 @@ from service.errors import ConfigurationError
 from service.generation.backbone import LINEAR, Backbone
 from service.generation.llama import is_plain_llama
 from service.generation.passes import GeneralPasses
-from trainer.decoder import decode_tokens
+from trainer.decoder import decode_tokens, place
 from trainer.examples import TrainingSequence
 from trainer.fit import sequence_loss
 from trainer.layout import lay_out
@@ -135,7 +135,8 @@ def _trial(backbone: Backbone, history_items: int) -> dict[str, float]:
     first = history_items + 1 - piece
     sequence = TrainingSequence(np.arange(history_items + 1), first)
     layout = lay_out(backbone.prompt, [sequence], codes)
-    hidden = decode_tokens(backbone, layout).flatten(0, 1)[torch.from_numpy(layout.predicts).to(backbone.device)]
+    placed = place(layout, backbone.device)
+    hidden = decode_tokens(backbone, placed).flatten(0, 1)[placed.predicts]
     trained = _log(backbone.target_logits(hidden))
     early = _logits(backbone, backbone.prompt.encode(codes[:first]), codes[first].astype(np.int64))
     key = "where a user's targets share a history (a window that is shorter than a training sequence, perhaps)"

@@ -8,6 +8,7 @@ sees, and where it stands, is what a prompt of its own would show it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from trainer.examples import TrainingSequence
 
 Int64 = NDArray[np.int64]
 TRUNK, PADDING = -1, -2
+NO_LABEL = -100  # what torch's cross_entropy leaves out
 ALIGNED = 16
 """Fused attention with a mask wants rows of a multiple of 8; fewer lengths also mean fewer kernels and buffers."""
 
@@ -29,7 +31,8 @@ class Layout:
     """Padded on the right.
 
     tokens: int64 [batch, length]; real: bool [batch, length], False for padding. predicts: int64 [targets, 4], which of
-    the batch's tokens, row after row, predicts each code of a target; labels: int64 [targets, 4], those codes.
+    the batch's tokens, row after row, predicts each code of a target; labels: int64 [targets, 4], those codes, or
+    NO_LABEL for targets that are padding.
     branches: None where plain causal attention is right; else positions, owner and reach, int64 [batch, length]: a
     token stands at its position and sees earlier tokens of the same owner and those of the trunk before `reach`.
     """
@@ -43,10 +46,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Rows and length that a batch is padded to, where it is smaller."""
+    """Rows, length and targets that a batch is padded to, where it is smaller."""
 
     rows: int = 0
     length: int = 0
+    targets: int = 0
 
 
 AS_IT_IS = Size()
@@ -56,7 +60,8 @@ def lay_out(
     prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], size: Size = AS_IT_IS
 ) -> Layout:
     """codes: int16 [catalogue rows, 4]."""
-    size = Size(max(size.rows, len(batch)), max(size.length, *(sequence_length(prompt, s) for s in batch), 0))
+    longest = max(size.length, *(sequence_length(prompt, s) for s in batch), 0)
+    size = Size(max(size.rows, len(batch)), longest, size.targets)
     return _plain(prompt, batch, codes, size) if prompt.is_plain else _branched(prompt, batch, codes, size)
 
 
@@ -65,7 +70,12 @@ def sequence_length(prompt: Prompt, sequence: TrainingSequence) -> int:
     items = len(sequence.rows)
     if prompt.is_plain:
         return prompt.trunk_length(items) - 1
-    return prompt.trunk_length(items - 1) + _branch(prompt) * (items - sequence.first_target)
+    return prompt.trunk_length(items - 1) + _branch(prompt) * targets_of(sequence)
+
+
+def targets_of(sequence: TrainingSequence) -> int:
+    """How many of its items are predicted."""
+    return len(sequence.rows) - sequence.first_target
 
 
 def _branch(prompt: Prompt) -> int:
@@ -91,7 +101,7 @@ def _plain(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.
         items = np.arange(sequence.first_target, len(sequence.rows))
         predicts.append(i * length + fixed - 1 + LEVELS * items[:, None] + np.arange(LEVELS))
         labels.append(codes[sequence.rows[items]])
-    return Layout(tokens, np.concatenate(predicts), np.concatenate(labels).astype(np.int64), real, None)
+    return Layout(tokens, *_padded(predicts, labels, padded.targets), real, None)
 
 
 def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[np.int16], padded: Size) -> Layout:
@@ -121,4 +131,11 @@ def _branched(prompt: Prompt, batch: Sequence[TrainingSequence], codes: NDArray[
         predicts.append(i * length + predicting)
         labels.append(own)
     real = owner != PADDING
-    return Layout(tokens, np.concatenate(predicts), np.concatenate(labels), real, (positions, owner, reach))
+    return Layout(tokens, *_padded(predicts, labels, padded.targets), real, (positions, owner, reach))
+
+
+def _padded(predicts: list[Int64], labels: list[NDArray[Any]], targets: int) -> tuple[Int64, Int64]:
+    """The sequences' targets one after another, up to at least `targets` rows."""
+    more = max(0, targets - sum(map(len, predicts)))
+    nothing, unlabelled = np.zeros((more, LEVELS), np.int64), np.full((more, LEVELS), NO_LABEL)
+    return np.concatenate([*predicts, nothing]), np.concatenate([*labels, unlabelled]).astype(np.int64)

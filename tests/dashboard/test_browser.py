@@ -256,7 +256,7 @@ def test_the_keyboard_alone_logs_in_and_promotes(stage: Stage, visit: Callable[.
         pytest.fail(f"the keyboard does not lead to where {found}")
 
     watched.open("/dashboard")
-    page.wait_for_function("document.activeElement.name === 'key'")  # it gets the focus by itself, after the first paint
+    page.wait_for_function("document.activeElement.name === 'key'")  # by itself, after the first paint
     page.keyboard.type(stage.token(Scope.ADMIN))
     press("Enter")
     page.get_by_role("heading", name="Overview").wait_for()

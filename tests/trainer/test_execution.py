@@ -111,3 +111,21 @@ def test_sixteen_bit_weights_do_not_round_a_small_update_away() -> None:
     found = layer(torch.tensor([[1.0, -1.0, 0.0, 0.0]], dtype=torch.bfloat16))
 
     assert found.item() == pytest.approx(2e-3, rel=0.01)
+
+
+def test_targets_that_are_only_padding_change_no_loss(backbone: Backbone) -> None:
+    loss, _ = sequence_loss(backbone, BATCH, CODES_OF)
+    padded, same = sequence_loss(backbone, BATCH, CODES_OF, size=Size(targets=40))
+    assert same == 9
+    torch.testing.assert_close(padded, loss, rtol=0, atol=1e-12)
+
+
+def test_parts_have_room_for_the_targets_that_were_planned_and_none_for_more() -> None:
+    backbone = Backbone(llama(FIRST + LEVELS * CODES), compact(FIRST))
+    planned = Execution(rows=5, lengths=(16, 32), tokens=64, targets=(1, 3))
+    longer = TrainingSequence(np.array([1, 2, 3, 4]), 0)
+
+    assert {size for _, size in planned.parts(backbone, BATCH)} == {Size(2, 32, 6)}
+    assert [size for _, size in planned.parts(backbone, [longer, longer])] == [Size(3, 16, 0)]
+    beyond = TrainingSequence(np.arange(12), 11)
+    assert [size for _, size in planned.parts(backbone, [beyond])] == [Size(1, 48, 0)]

@@ -14,11 +14,12 @@ from service.generation.reference import score_items
 from service.settings import GroupBy
 from tests.models import tiny_backbone
 from trainer.examples import TrainingSequence
-from trainer.fit import FitConfig, FitReport, batches, fit, schedule, sequence_loss
+from trainer.fit import FitConfig, FitReport, batches, fit, sequence_loss
 from trainer.lora import LoraBackbone
 from trainer.methods.base import Adapter, Method
 from trainer.methods.proximal import peso
 from trainer.methods.single_evolving import SingleEvolving
+from trainer.optimiser import schedule
 from trainer.proximal import Quadratic, SoftmaxKL
 
 CODES = np.random.default_rng(0).integers(0, 256, size=(12, 4)).astype(np.int16)

@@ -1,0 +1,147 @@
+"""Captured passes give the gradients of the passes as they come, and a training that uses them ends where it would."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from service.catalog.trie import CODES, LEVELS
+from service.generation.backbone import Backbone
+from service.generation.prompt import Prompt, compact
+from service.settings import GroupBy, Settings
+from tests.language_models import llama, qwen2
+from trainer import execution
+from trainer.captured import CapturedPasses, add_up
+from trainer.examples import TrainingSequence
+from trainer.execution import can_capture, plan
+from trainer.fit import FitConfig, FitReport, add_gradients, fit
+from trainer.lora import LoraBackbone
+from trainer.methods import make_method
+from trainer.methods.base import Adapter
+from trainer.proximal import SoftmaxKL
+
+FIRST = 40
+RANDOM = np.random.default_rng(5)
+ITEMS = RANDOM.integers(0, CODES, size=(40, LEVELS)).astype(np.int16)
+TEXT = Prompt("instruction", FIRST, np.array([7, 9, 8]), np.array([11]), np.array([12, 13]))
+USERS = [
+    TrainingSequence(RANDOM.integers(0, 40, length), int(RANDOM.integers(0, length)))
+    for length in RANDOM.integers(2, 12, 64).tolist()
+]
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def adapted(prompt: Prompt, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> LoraBackbone:
+    backbone = Backbone(llama(FIRST + LEVELS * CODES).cuda().to(dtype), prompt)
+    lora = LoraBackbone(backbone, rank=4, alpha=8, dropout=dropout, seed=0)
+    random = torch.Generator().manual_seed(1)
+    lora.load({name: 0.1 * torch.randn(t.shape, generator=random) for name, t in lora.tensors().items()})
+    backbone.model.train()
+    return lora
+
+
+@on_gpu
+@pytest.mark.parametrize("prompt", [compact(FIRST), TEXT], ids=["compact", "instruction"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_captured_gradients_are_those_of_the_passes_as_they_come(prompt: Prompt, dtype: torch.dtype) -> None:
+    lora = adapted(prompt, dtype)
+    parameters = list(lora.parameters.values())
+    way = plan(lora.backbone, USERS, 8, 100, compiled=False)
+    assert way.targets
+    passes = CapturedPasses(
+        lora.backbone, parameters, (0.0, 0.0), low_precision=False, pool=torch.cuda.graph_pool_handle()
+    )
+
+    def gradients(passes: CapturedPasses | None, users: list[TrainingSequence]) -> tuple[float, list[Tensor]]:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        loss, _ = add_gradients(lora.backbone, users, ITEMS, way, (0.0, 0.0), False, passes=passes)
+        return loss.item(), [p.grad.clone() for p in parameters if p.grad is not None]
+
+    batches = [USERS[first : first + 8] for first in range(0, 64, 8)] * 3
+    compared = [(gradients(None, batch), gradients(passes, batch)) for batch in batches]
+
+    assert passes.graphs
+    for (loss, expected), (again, found) in compared:
+        assert again == pytest.approx(loss, rel=1e-3 if dtype is torch.bfloat16 else 1e-5)
+        whole = torch.cat([g.flatten() for g in expected])
+        apart = torch.cat([g.flatten() for g in found]) - whole
+        assert float(apart.norm() / whole.norm()) < (2e-2 if dtype is torch.bfloat16 else 1e-5)
+
+
+def trained(**changes: float) -> tuple[FitReport, dict[str, Tensor]]:
+    lora = adapted(TEXT)
+    penalty = SoftmaxKL(lora.parameters, GroupBy.TENSOR)
+    report = fit(
+        lora.backbone,
+        list(lora.parameters.values()),
+        lambda _: USERS,
+        ITEMS,
+        FitConfig(**{"epochs": 20, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.01} | changes),  # type: ignore[arg-type]
+        evaluate=iter(range(1_000)).__next__,
+        penalty=lambda: penalty(lora.parameters),
+        penalty_weight=1e-3,
+        relative=True,
+    )
+    return report, lora.tensors()
+
+
+@on_gpu
+def test_a_captured_training_ends_where_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, adapter = trained()
+    monkeypatch.setattr(execution, "LAUNCHES_BIND", 0.0)
+    plain, expected = trained()
+
+    assert report.losses == pytest.approx(plain.losses, rel=1e-3)
+    assert report.gradient_ratio[1:] == pytest.approx(plain.gradient_ratio[1:], rel=0.05)
+    for name, tensor in expected.items():
+        assert float((adapter[name] - tensor).norm() / tensor.norm()) < 1e-2
+
+
+@on_gpu
+def test_each_replay_drops_others() -> None:
+    lora = adapted(TEXT)
+    parameters = list(lora.parameters.values())
+    way = plan(lora.backbone, USERS, 8, 100, compiled=False)
+    passes = CapturedPasses(
+        lora.backbone, parameters, (0.5, 0.0), low_precision=False, pool=torch.cuda.graph_pool_handle()
+    )
+    for_each = [add_gradients(lora.backbone, USERS[:8], ITEMS, way, (0.0, 0.0), False, passes=passes) for _ in range(6)]
+    assert len({loss.item() for loss, _ in for_each}) == 6
+
+
+def test_only_a_llamas_own_factors_are_captured() -> None:
+    def asked(model: PreTrainedModel, change: Callable[[LoraBackbone], object] = lambda lora: None) -> bool:
+        lora = LoraBackbone(Backbone(model, TEXT), rank=4, alpha=8, dropout=0.0, seed=0)
+        change(lora)
+        return can_capture(lora.backbone)
+
+    def compose(lora: LoraBackbone) -> None:
+        method = make_method(Settings(method="sum-lora-latest", lora_rank=4, lora_alpha=8))
+        past = Adapter(lora.tensors(), lora.scale, method.name)
+        method.begin(lora, past, dict)
+
+    words = FIRST + LEVELS * CODES
+    assert can_capture(Backbone(llama(words), TEXT))
+    assert asked(llama(words))
+    assert not asked(llama(words), lambda lora: lora.observe(lambda name, x: None))
+    assert not asked(llama(words), compose)
+    assert not asked(qwen2(words))
+
+
+def test_gradients_are_added_where_they_are() -> None:
+    one, other, untouched = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    one.grad = torch.ones(2)
+    place = one.grad.data_ptr()
+
+    add_up([one, other, untouched], [torch.ones(2), torch.full((2,), 3.0), None])
+
+    assert one.grad.data_ptr() == place
+    assert one.grad.tolist() == [2.0, 2.0]
+    assert other.grad is not None
+    assert other.grad.tolist() == [3.0, 3.0]
+    assert untouched.grad is None
