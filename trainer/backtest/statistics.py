@@ -97,13 +97,19 @@ def transfer(matrix: Float64) -> Transfer:
 
 
 def halves(values: Sequence[float | None]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """bool [users] twice: above the median, and at or below it; users without a value are in neither."""
+    """bool [users] twice: above the median, and at or below it; users without a value are in neither.
+
+    Where half of them or more share the largest value, they are the first half and all others the second. Users who are
+    all alike are in neither.
+    """
     own = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    known = ~np.isnan(own)
-    if not known.any():
-        return known, known
-    above = known & (own > np.median(own[known]))
-    return above, known & ~above
+    found = own[~np.isnan(own)]
+    smaller = found[found < found.max()] if len(found) else found
+    if not len(smaller):
+        nobody = np.zeros(len(own), dtype=np.bool_)
+        return nobody, nobody
+    cut = min(np.median(found), smaller.max())
+    return own > cut, own <= cut  # neither holds for nan
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -237,8 +237,8 @@ def _groups(results: Mapping[str, Any]) -> Table:
     note = (
         "NDCG@10 against single evolving LoRA. Drifted: the first codes of what a user took in the block lie further "
         "from those before it (Jensen-Shannon distance) than the median user's; long: more interactions before the "
-        "block than the median user's. New users did nothing before the block; new items are test items that "
-        "nobody had taken before it."
+        "block than the median user's. Where half of the users or more share the largest value, they are set against "
+        "all others. New users did nothing before the block; new items are test items that nobody had taken before it."
     )
     return _gains_within("groups", "Who gains", results["groups"], note)
 

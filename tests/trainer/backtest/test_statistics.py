@@ -151,9 +151,16 @@ def test_halves_part_at_the_median_and_leave_out_who_has_no_value() -> None:
     assert below.tolist() == [True, False, False, True]
 
 
-def test_users_who_are_all_alike_are_all_in_the_lower_half() -> None:
-    above, below = halves([1.0, 1.0])
-    assert (above.any(), below.all()) == (False, True)
+def test_the_largest_value_is_the_upper_half_where_most_share_it() -> None:
+    above, below = halves([1.0, 0.5, None, 1.0, 0.2, 1.0])
+    assert above.tolist() == [True, False, False, True, False, True]
+    assert below.tolist() == [False, True, False, False, True, False]
+
+
+def test_users_who_are_all_alike_are_in_neither_half() -> None:
+    above, below = halves([1.0, None, 1.0])
+    assert not above.any()
+    assert not below.any()
 
 
 def test_without_values_both_halves_are_empty() -> None:

@@ -241,10 +241,10 @@ def test_groups_of_next_items_are_halves_of_those_who_are_asked() -> None:
     found = summarise(raw(*tasks, prequential_groups=groups))
     assert (found["groups"], "l2" in found["prequential_groups"]["drifted"]["metrics"]) == ({}, False)
     found = {name: own["gains"]["peso"] for name, own in found["prequential_groups"].items()}
-    assert found["drifted"]["difference"] == pytest.approx(THIRD / 2)  # a, in block 2; in block 3 nobody is above
-    assert found["steady"]["difference"] == pytest.approx((0 + 1) / 2)  # b, and a
+    assert found["drifted"]["difference"] == pytest.approx(THIRD / 2)  # a, in block 2; alone, in block 3, in no half
+    assert found["steady"]["difference"] == 0  # b
     assert found["long history"]["difference"] == pytest.approx(THIRD / 2)
-    assert found["short history"]["difference"] == pytest.approx(((0 + 1) / 2 + 1) / 2)
+    assert found["short history"]["difference"] == pytest.approx((0 + 1) / 2)
     assert found["new users"]["difference"] == 1
     assert found["known users"]["difference"] == pytest.approx((THIRD / 4 + 1) / 2)
 
