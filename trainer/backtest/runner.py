@@ -245,6 +245,9 @@ def _run_task(task: Task) -> None:
         run_task(task, worker.blocks, base, backtest.out / "tasks" / task.name, report)
     except AdaptideError as error:
         raise type(error)(f"{task.name}: {error.detail}") from error
+    except Exception as error:
+        error.add_note(f"This was in {task.name}.")
+        raise
     worker.news.put((task.name, 1.0))
 
 

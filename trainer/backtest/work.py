@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from service.errors import ArtifactError
 from service.generation.backbone import Backbone
 from service.settings import Settings
 from trainer.backtest.bases import BacktestBase
@@ -251,8 +252,14 @@ def _save(tensors: Mapping[str, Tensor], path: Path, notes: dict[str, str]) -> N
 
 
 def _load(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}), and the next block starts from it; delete {path.parent} and run again, "
+            "which runs this task anew"
+        ) from error
 
 
 def _write(path: Path, row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from service.errors import ArtifactError
 from service.settings import Settings
 from tests.trainer.backtest.drifting import drifting, moves
 from trainer.backtest.bases import BacktestBase, fit_base, open_base
@@ -179,3 +180,14 @@ def test_a_killed_task_goes_on_to_the_same_result(base: BacktestBase, tmp_path: 
     whole_end, cut_end = (load_file(tmp_path / name / "block-3.safetensors") for name in ("whole", "cut"))
     assert whole_end.keys() == cut_end.keys()
     assert all(torch.equal(tensor, cut_end[name]) for name, tensor in whole_end.items())
+
+
+def test_a_damaged_file_of_an_earlier_run_is_named_with_what_to_do(base: BacktestBase, tmp_path: Path) -> None:
+    blocks, task = Blocks(drifting(), SETTINGS), Task("pretrain", 0)
+    run_task(task, blocks, base, tmp_path, silent)
+    last = len(blocks)
+    (tmp_path / f"block-{last}.json").unlink()
+    (tmp_path / f"block-{last - 1}.safetensors").write_bytes(b"cut short")
+
+    with pytest.raises(ArtifactError, match=f"block-{last - 1}.safetensors cannot be read .* delete .* run again"):
+        run_task(task, blocks, base, tmp_path, silent)
