@@ -37,12 +37,13 @@ class Placed:
 
 
 def place(layout: Layout, device: torch.device) -> Placed:
-    positions_owner_reach = None
+    """The layout on a device; to a GPU without waiting for it."""
+    tokens, predicts, labels = (to_device(part, device) for part in (layout.tokens, layout.predicts, layout.labels))
+    branches = None
     if layout.branches is not None:
         positions, owner, reach = (to_device(part, device) for part in layout.branches)
-        positions_owner_reach = positions, owner, reach
-    tokens, predicts, labels = (to_device(part, device) for part in (layout.tokens, layout.predicts, layout.labels))
-    return Placed(tokens, predicts, labels, positions_owner_reach)
+        branches = positions, owner, reach
+    return Placed(tokens, predicts, labels, branches)
 
 
 def summed_loss(

@@ -18,7 +18,7 @@ from trainer.group import ALONE, Group
 
 DEPTH = 10
 CPU_BATCH, GPU_BATCH = 64, 256
-"""Cases in one search, half as many as in one pass of a loss. A GPU launches as many kernels for few as for many."""
+"""Cases in one search, and half of those in one pass of a loss. A GPU launches as many kernels for few as for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def model_ranks(
     batch_size: cases in one search; None: as many as keep the device busy. group: each of its processes asks about its
     share of the cases. on_batch: called after each batch.
     """
-    batch_size = batch_size or (GPU_BATCH if model.backbone.device.type == "cuda" else CPU_BATCH)
+    batch_size = batch_size or _together(model.backbone.device)
     if group.size > 1:
         found = np.zeros(len(cases))
         found[group.rank :: group.size] = model_ranks(
@@ -147,6 +147,10 @@ def popularity_ranks(cases: Sequence[Case], index: CatalogueIndex, popularity: F
     return ranks
 
 
+def _together(device: torch.device) -> int:
+    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
+
+
 def _rank(rows: NDArray[np.int64], target: int) -> int:
     places = np.flatnonzero(rows == target)
     return int(places[0]) + 1 if len(places) else 0
@@ -170,7 +174,7 @@ def validation_loss(
     low_precision: products in bfloat16, as in training: the mean moves by some thousandths of a nat, which can swap two
     passes that are about equally good. group: each rank asks about its share of the cases. on_batch: called after each.
     """
-    batch_size = batch_size or 2 * (GPU_BATCH if backbone.device.type == "cuda" else CPU_BATCH)
+    batch_size = batch_size or 2 * _together(backbone.device)
     total = 0.0
     order = sorted(cases, key=lambda case: len(case.history))
     for first in range(0, len(order), batch_size * group.size):

@@ -37,10 +37,10 @@ COMPILING_PAYS = 6e12
 """Floating-point operations of a whole training for each channel of a model that is not captured: a narrow one does
 fewer a second. An H100 did 338 T of a billion parameters compiled; compiling takes 20 s to a minute."""
 LAUNCHES_BIND = 1e13
-"""Floating-point operations of one forward and backward pass below which a GPU waits for its host: such a pass is
-captured (trainer.captured)."""
+"""Floating-point operations of one forward and backward pass up to which it is captured (trainer.captured), since a GPU
+waits for its host. Passes of some 2e12 gained by it on an H200; the bound itself is a guess."""
 CAPTURING_PAYS = 50
-"""Steps of a training: capturing its few shapes takes as long as some ten."""
+"""Steps of a training from which capturing its few shapes should pay; a guess."""
 
 
 @dataclass(frozen=True, slots=True)

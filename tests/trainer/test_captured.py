@@ -34,9 +34,9 @@ USERS = [
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
-def adapted(prompt: Prompt, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> LoraBackbone:
+def adapted(prompt: Prompt, dtype: torch.dtype = torch.float32) -> LoraBackbone:
     backbone = Backbone(llama(FIRST + LEVELS * CODES).cuda().to(dtype), prompt)
-    lora = LoraBackbone(backbone, rank=4, alpha=8, dropout=dropout, seed=0)
+    lora = LoraBackbone(backbone, rank=4, alpha=8, dropout=0.0, seed=0)
     random = torch.Generator().manual_seed(1)
     lora.load({name: 0.1 * torch.randn(t.shape, generator=random) for name, t in lora.tensors().items()})
     backbone.model.train()
@@ -73,7 +73,7 @@ def test_captured_gradients_are_those_of_the_passes_as_they_come(prompt: Prompt,
         assert float(apart.norm() / whole.norm()) < (2e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
-def trained(**changes: float) -> tuple[FitReport, dict[str, Tensor]]:
+def trained() -> tuple[FitReport, dict[str, Tensor]]:
     lora = adapted(TEXT)
     penalty = SoftmaxKL(lora.parameters, GroupBy.TENSOR)
     report = fit(
@@ -81,7 +81,7 @@ def trained(**changes: float) -> tuple[FitReport, dict[str, Tensor]]:
         list(lora.parameters.values()),
         lambda _: USERS,
         ITEMS,
-        FitConfig(**{"epochs": 20, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.01} | changes),  # type: ignore[arg-type]
+        FitConfig(epochs=20, batch_size=8, learning_rate=1e-3, weight_decay=0.01),
         evaluate=iter(range(1_000)).__next__,
         penalty=lambda: penalty(lora.parameters),
         penalty_weight=1e-3,
