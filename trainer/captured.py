@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from service.generation.backbone import Backbone
 from trainer.decoder import Placed, place, summed_loss
 from trainer.layout import Layout
+from trainer.lora import let_go
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,8 @@ class CapturedPasses:
         """Nothing is computed yet. `inputs` becomes the graph's own."""
         scale = torch.zeros((), device=self.backbone.device)
         graph = torch.cuda.CUDAGraph()
+        # Else autograd's node of each parameter would be that of the step before, on a stream that is not captured.
+        let_go(self.backbone.decoder)
         with _capturing(graph, self.pool):
             loss = self._loss(inputs, scale)
             # Taken and added, not accumulated by backward(): that may happen on another stream than the captured one.

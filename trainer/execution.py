@@ -166,18 +166,8 @@ def can_compile(backbone: Backbone, residual_dropout: float = 0.0) -> bool:
 
 
 def can_capture(backbone: Backbone) -> bool:
-    """Whether passes can be captured: those of a Llama that nobody watches and whose own factors train.
-
-    Other models were not tried. What a cumulative method composes keeps its factors' place in autograd's graph from one
-    step to the next, and with it the stream of the step before, which a captured pass may not wait for.
-    """
-    if _watched(backbone) or not isinstance(backbone.decoder, LlamaModel):
-        return False
-    adapted = [own for own in backbone.decoder.modules() if isinstance(own, AdaptedLinear)]
-    with torch.no_grad():
-        for own in adapted[:1]:
-            own.refresh()  # that of all
-    return all(isinstance(factor, nn.Parameter) for own in adapted for factor in own.current)
+    """Whether passes can be captured: those of a Llama that nobody watches. Other models were not tried."""
+    return isinstance(backbone.decoder, LlamaModel) and not _watched(backbone)
 
 
 @contextmanager

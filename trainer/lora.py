@@ -219,6 +219,15 @@ class AdaptedLinear(nn.Module):
             return merged if self.base.bias is None else merged + self.base.bias.to(dtype)
 
 
+def let_go(model: nn.Module) -> None:
+    """Free the autograd graph of the last pass, which what a cumulative method composed would keep until the next."""
+    for own in model.modules():
+        if isinstance(own, AdaptedLinear):
+            with torch.no_grad():
+                own.refresh()
+            return  # it was that of all layers
+
+
 class _Merged(torch.autograd.Function):
     """One product with the merged weight forward; backward never forms the gradient of W, only of A and B."""
 

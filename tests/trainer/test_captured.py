@@ -1,27 +1,26 @@
 """Captured passes give the gradients of the passes as they come, and a training that uses them ends where it would."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from service.catalog.trie import CODES, LEVELS
 from service.generation.backbone import Backbone
 from service.generation.prompt import Prompt, compact
-from service.settings import GroupBy, Settings
+from service.settings import Settings
 from tests.language_models import llama, qwen2
 from trainer import execution
+from trainer import fit as fit_module
 from trainer.captured import CapturedPasses, add_up
 from trainer.examples import TrainingSequence
-from trainer.execution import can_capture, plan
+from trainer.execution import AS_IT_COMES, can_capture, plan
 from trainer.fit import FitConfig, FitReport, add_gradients, fit
-from trainer.lora import LoraBackbone
+from trainer.lora import LoraBackbone, let_go, names_of
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
-from trainer.proximal import SoftmaxKL
 
 FIRST = 40
 RANDOM = np.random.default_rng(5)
@@ -73,29 +72,45 @@ def test_captured_gradients_are_those_of_the_passes_as_they_come(prompt: Prompt,
         assert float(apart.norm() / whole.norm()) < (2e-2 if dtype is torch.bfloat16 else 1e-5)
 
 
-def trained() -> tuple[FitReport, dict[str, Tensor]]:
+def trained(method_name: str) -> tuple[FitReport, dict[str, Tensor]]:
+    """A second window by a method that stands on a first one's adapter."""
     lora = adapted(TEXT)
-    penalty = SoftmaxKL(lora.parameters, GroupBy.TENSOR)
+    method = make_method(
+        Settings(method=method_name, lora_rank=4, lora_alpha=8, proximal_weight=1e-3, proximal_relative=True)
+    )
+    past = Adapter(lora.tensors(), lora.scale, "single-evolving")
+    inputs = {name: torch.eye(len(lora.parameters[names_of(name)[0]].T)).double().cuda() for name in lora.modules}
+    stage = method.begin(lora, past, lambda: inputs)
     report = fit(
         lora.backbone,
-        list(lora.parameters.values()),
+        stage.parameters,
         lambda _: USERS,
         ITEMS,
         FitConfig(epochs=20, batch_size=8, learning_rate=1e-3, weight_decay=0.01),
         evaluate=iter(range(1_000)).__next__,
-        penalty=lambda: penalty(lora.parameters),
-        penalty_weight=1e-3,
+        penalty=stage.penalty,
+        penalty_weight=stage.weight,
         relative=True,
     )
     return report, lora.tensors()
 
 
 @on_gpu
-def test_a_captured_training_ends_where_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, adapter = trained()
-    monkeypatch.setattr(execution, "LAUNCHES_BIND", 0.0)
-    plain, expected = trained()
+@pytest.mark.parametrize("method", ["peso", "sum-lora-latest-inherit", "sd-lora-all", "inf-lora-latest"])
+def test_a_captured_training_ends_where_it_would(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[CapturedPasses] = []
 
+    def remembered(*own: Any) -> CapturedPasses:
+        used.append(CapturedPasses(*own))
+        return used[-1]
+
+    monkeypatch.setattr(fit_module, "CapturedPasses", remembered)
+    report, adapter = trained(method)
+    monkeypatch.setattr(execution, "LAUNCHES_BIND", 0.0)
+    plain, expected = trained(method)
+
+    (passes,) = used
+    assert passes.graphs
     assert report.losses == pytest.approx(plain.losses, rel=1e-3)
     assert report.gradient_ratio[1:] == pytest.approx(plain.gradient_ratio[1:], rel=0.05)
     for name, tensor in expected.items():
@@ -114,23 +129,29 @@ def test_each_replay_drops_others() -> None:
     assert len({loss.item() for loss, _ in for_each}) == 6
 
 
-def test_only_a_llamas_own_factors_are_captured() -> None:
-    def asked(model: PreTrainedModel, change: Callable[[LoraBackbone], object] = lambda lora: None) -> bool:
-        lora = LoraBackbone(Backbone(model, TEXT), rank=4, alpha=8, dropout=0.0, seed=0)
-        change(lora)
-        return can_capture(lora.backbone)
+def test_only_a_llama_that_nobody_watches_is_captured() -> None:
+    lora = LoraBackbone(Backbone(llama(FIRST + LEVELS * CODES), TEXT), rank=4, alpha=8, dropout=0.0, seed=0)
 
-    def compose(lora: LoraBackbone) -> None:
-        method = make_method(Settings(method="sum-lora-latest", lora_rank=4, lora_alpha=8))
-        past = Adapter(lora.tensors(), lora.scale, method.name)
-        method.begin(lora, past, dict)
+    assert can_capture(lora.backbone)
+    lora.observe(lambda name, x: None)
+    assert not can_capture(lora.backbone)
+    assert not can_capture(Backbone(qwen2(FIRST + LEVELS * CODES), TEXT))
 
-    words = FIRST + LEVELS * CODES
-    assert can_capture(Backbone(llama(words), TEXT))
-    assert asked(llama(words))
-    assert not asked(llama(words), lambda lora: lora.observe(lambda name, x: None))
-    assert not asked(llama(words), compose)
-    assert not asked(qwen2(words))
+
+def test_a_composed_adapters_graph_can_be_freed() -> None:
+    lora = LoraBackbone(Backbone(llama(FIRST + LEVELS * CODES), TEXT), rank=4, alpha=8, dropout=0.0, seed=0)
+    method = make_method(Settings(method="sum-lora-latest", lora_rank=4, lora_alpha=8))
+    method.begin(lora, Adapter(lora.tensors(), lora.scale, "single-evolving"), dict)
+    add_gradients(lora.backbone, USERS[:8], ITEMS, AS_IT_COMES, (0.0, 0.0), False)
+    composed = [factor for layer in lora.layers.values() for factor in layer.current]
+    assert all(factor.grad_fn is not None for factor in composed)
+
+    let_go(lora.backbone.decoder)
+
+    freed = [factor for layer in lora.layers.values() for factor in layer.current]
+    assert all(factor.grad_fn is None for factor in freed)
+    for before, after in zip(composed, freed, strict=True):
+        torch.testing.assert_close(after, before)
 
 
 def test_gradients_are_added_where_they_are() -> None:
