@@ -136,14 +136,19 @@ def _fitted_codes(
 
 def open_base(data: BacktestData, folder: Path, settings: Settings) -> BacktestBase:
     """What fit_base wrote."""
-    codes: NDArray[np.int16] = load_file(folder / "codes.safetensors")["codes"]
     backbone = load_trainable(folder / "model", pick_device(settings.device))
     adapter = None
     if (folder / ADAPTER).exists():
         with safe_open(folder / ADAPTER, framework="pt") as file:
             notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
         adapter = Adapter(tensors, float(notes["scale"]), notes["method"])
-    return BacktestBase(backbone, index_of(data, codes), adapter)
+    return BacktestBase(backbone, open_index(data, folder), adapter)
+
+
+def open_index(data: BacktestData, folder: Path) -> CatalogueIndex:
+    """The catalogue under the codes that fit_base wrote."""
+    codes: NDArray[np.int16] = load_file(folder / "codes.safetensors")["codes"]
+    return index_of(data, codes)
 
 
 def made_from(data: BacktestData, recipe: BaseRecipe, settings: Settings) -> str:

@@ -55,6 +55,9 @@ def backtest(
     quantiser: Annotated[str, typer.Option(help="rqvae or rqkmeans.")] = "rqvae",
     text_encoder: TextEncoderName = "tfidf",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core, one on a GPU.")] = 0,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Report on what is done in --out, also while it is being run; run nothing.")
+    ] = False,
     list_methods: Annotated[bool, typer.Option("--list-methods", help="Print the methods and end.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,8 +131,11 @@ def backtest(
         "ready blocks" if blocks else split.value,
         bases.expanduser().resolve() if bases else None,
     )
-    with bars() as report:
-        raw = made.run(report)
+    if so_far:
+        raw = made.so_far()
+    else:
+        with bars() as report:
+            raw = made.run(report)
     results = summarise(raw)
     if other is not None:
         results["beside"] = {"split": other["data"]["split"], "methods": other["methods"]}

@@ -166,10 +166,38 @@ def test_ready_blocks_can_be_taken_up_after_a_kill(ready_files: list[str], tmp_p
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
+    so_far = adaptide("backtest", *asked, "--out", str(cut), "--so-far", "--json")
+    assert so_far.returncode == 0, so_far.stderr
+    assert not json.loads(so_far.stdout)["complete"]
+    assert "peso" not in json.loads(so_far.stdout)["methods"]
+    assert (cut / "report.html").exists()
+
     assert adaptide("backtest", *asked, "--out", str(cut)).returncode == 0
 
     assert timeless(results_of(cut)) == timeless(results_of(whole))
     assert results_of(cut)["methods"]["sasrec"]["stored_bytes"] > 0
+
+
+def test_what_fails_does_not_end_the_rest(ready_files: list[str], tmp_path: Path) -> None:
+    asked = [*ready_files, "--seeds", "1", "--out", str(tmp_path / "out"), *QUICK]
+    early = adaptide("backtest", *asked, "--methods", "peso", "--so-far")
+    assert early.returncode != 0
+    assert "holds no base of these seeds yet" in early.stderr
+    assert not (tmp_path / "out").exists()
+    assert adaptide("backtest", *asked, "--methods", "peso").returncode == 0
+    kept = tmp_path / "out/tasks/peso.seed-0"
+    (kept / "block-2.safetensors").write_bytes(b"damaged")
+    for block in (3, 4, 5):
+        (kept / f"block-{block}.json").unlink(missing_ok=True)
+
+    found = adaptide("backtest", *asked, "--methods", "peso,popularity")
+
+    assert found.returncode != 0
+    assert "peso.seed-0" in found.stderr
+    assert "block-2" in found.stderr
+    results = json.loads(adaptide("backtest", *asked, "--methods", "peso,popularity", "--so-far", "--json").stdout)
+    assert results["methods"]["popularity"]["complete"]
+    assert not results["methods"]["peso"]["complete"]
 
 
 @pytest.mark.usefixtures("one_core")
