@@ -117,7 +117,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
 def _unfinished(results: Mapping[str, Any]) -> str:
     return (
         f"{results['tasks_done']} of {results['tasks_planned']} tasks are done: rows marked * rest on fewer seeds or "
-        "blocks than the others. Run the same command again to go on."
+        "blocks than the others. Run the backtest again to go on."
     )
 
 
