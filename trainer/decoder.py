@@ -110,7 +110,7 @@ def decode(
     if visible is not None:
         mask = added_mask(visible, inputs.dtype)
     products = torch.autocast("cuda", enabled=False) if halved else nullcontext()
-    with _matrix_attention(backbone), _dropping(backbone, rate), products:
+    with _matrix_attention(backbone), dropping(backbone, rate), products:
         hidden: Tensor = decoder(
             inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
@@ -134,9 +134,11 @@ def _matrix_attention(backbone: Backbone) -> Iterator[None]:
 
 
 @contextmanager
-def _dropping(backbone: Backbone, rate: float) -> Iterator[None]:
+def dropping(backbone: Backbone, rate: float) -> Iterator[None]:
+    """Dropout on what attention and MLP add to the residual stream, while a layer is in training mode."""
+
     def hook(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return dropout(output, rate, training=True)
+        return dropout(output, rate, training=module.training)
 
     found = [m for n, m in backbone.decoder.named_modules() if n.endswith(ADDING)] if rate else []
     handles = [module.register_forward_hook(hook) for module in found]

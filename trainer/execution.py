@@ -1,8 +1,9 @@
 """How training runs on its device: in few shapes, in parts that fit the memory, compiled or captured where that pays.
 
-On a CPU a batch is one pass, as it comes. On a GPU rows are padded to a few lengths and batches to one number of rows,
-so that compiled blocks, captured passes, kernels and memory are used again; a batch too large for the memory is taken
-in parts whose gradients add up, and a model too large even for that recomputes its blocks in the backward pass.
+On a CPU a batch is one pass, as it comes. On a GPU rows are padded to a few lengths, and batches to one number of rows
+where blocks are compiled or passes captured, so that those, kernels and memory are used again; a batch too large for
+the memory is taken in parts whose gradients add up, and a model too large even for that recomputes its blocks in the
+backward pass.
 docs/decisions/0015 has the reasons.
 """
 
@@ -11,7 +12,7 @@ import os
 import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from service.generation.backbone import Backbone
+from trainer.decoder import dropping
 from trainer.examples import TrainingSequence
 from trainer.group import Group
 from trainer.layout import Size, sequence_length, targets_of
@@ -78,7 +80,8 @@ class Execution:
         targets = rows * self.targets[place] if place < len(self.targets) else 0
         for first in range(0, len(batch), rows):
             part = list(batch[first : first + rows])
-            yield part, Size(rows, length, targets if targets >= sum(map(targets_of, part)) else 0)
+            full = rows if self.compiled or self.captured else len(part)
+            yield part, Size(full, length, targets if targets >= sum(map(targets_of, part)) else 0)
 
 
 AS_IT_COMES = Execution()
@@ -174,14 +177,16 @@ def can_capture(backbone: Backbone) -> bool:
 def executing(backbone: Backbone, execution: Execution, residual_dropout: float = 0.0) -> Iterator[float]:
     """Run the blocks so while training; passes without gradients stay as they were.
 
-    Yields the residual dropout that is left for the forward pass to apply: 0 where the compiled layers do it.
+    Yields the residual dropout that is left for the forward pass to apply: 0 where compiled layers do it, or where it
+    must last until the backward pass has repeated its blocks.
     """
     own_blocks = _blocks(backbone) if execution.compiled or execution.checkpoint else []
-    dropping: list[AdaptedLinear] = []
+    compiled_in: list[AdaptedLinear] = []
     if execution.compiled and residual_dropout:
         named = backbone.decoder.named_modules()
-        dropping = [own for name, own in named if name.endswith(ADDING) and isinstance(own, AdaptedLinear)]
-    for own in dropping:
+        compiled_in = [own for name, own in named if name.endswith(ADDING) and isinstance(own, AdaptedLinear)]
+    repeated = execution.checkpoint and not execution.compiled
+    for own in compiled_in:
         own.output_dropout = residual_dropout
     if own_blocks:
         plain = type(own_blocks[0]).forward
@@ -193,19 +198,15 @@ def executing(backbone: Backbone, execution: Execution, residual_dropout: float 
     if own_blocks and backbone.device.type == "cpu":  # as in the forward pass, also where the backward one repeats it
         config._attn_implementation = "eager"
     try:
-        with torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else _nothing():
-            yield 0.0 if dropping else residual_dropout
+        recompiling = torch._dynamo.config.patch(recompile_limit=64) if execution.compiled else nullcontext()
+        with recompiling, dropping(backbone, residual_dropout if repeated else 0.0):
+            yield 0.0 if compiled_in or repeated else residual_dropout
     finally:
         config._attn_implementation = attention
         for block in own_blocks:
             del block.forward
-        for own in dropping:
+        for own in compiled_in:
             own.output_dropout = 0.0
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _training_forward(

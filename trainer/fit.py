@@ -51,8 +51,8 @@ class FitConfig:
 class FitReport:
     """losses: mean cross-entropy per epoch, nats per item (4 codes). scores: (epoch, validation score), epoch 0 first.
 
-    gradient_ratio: per epoch, mean over steps of ||g_prox|| / ||g_ce|| (0 without a proximal). penalty_weight: lambda
-    in force.
+    gradient_ratio: per epoch, mean over steps of lambda ||g_prox|| / ||g_ce|| (0 without a proximal). penalty_weight:
+    lambda in force.
     """
 
     losses: list[float] = field(default_factory=list)

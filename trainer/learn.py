@@ -80,7 +80,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learnt:
-    """candidate: None when no epoch beat the adapter in service on validation.
+    """candidate: None when no epoch beat the adapter in service on validation and the method goes on from it.
 
     ranks: per subject (candidate, incumbent, base, popularity) the test items' ranks, int64 [test cases].
     prequential: per subject but the candidate, metrics on next items of the window before it was trained on.
@@ -177,7 +177,7 @@ def adapt(
     group: Group = ALONE,
     kept: Checkpoints | None = None,
 ) -> tuple[Adapter | None, FitReport]:
-    """Train a LoRA on the backbone by `method` and take it off again; None when nothing better came of it.
+    """Train a LoRA on the backbone by `method` and take it off again; None when it is to stay as it was.
 
     The epoch with the lowest validation loss is kept, the starting point included. codes: int16 [rows, 4].
     group: who trains it together; all give the same arguments and get the same result. kept: see fit.

@@ -87,17 +87,15 @@ class LoraBackbone:
     def __init__(self, backbone: Backbone, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
         """Fresh: A kaiming, B 0 (it changes nothing). Wraps the model in place; `unwrap` undoes it."""
         self.backbone, self.rank, self.scale = backbone, rank, alpha / rank
-        generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
         self.layers: dict[str, AdaptedLinear] = {}
         for name, module in adaptable(backbone.model).items():
             rows, columns = weight_of(module).shape
             peft_name = LORA_PREFIX + name
-            bound = 1 / math.sqrt(columns)  # kaiming_uniform with a = sqrt(5), as PEFT initialises A
-            a = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
-            for own, value in zip(names_of(peft_name), (a, torch.zeros(rows, rank)), strict=True):
-                self.parameters[own] = nn.Parameter(value.to(module.weight.device))
+            for own, shape in zip(names_of(peft_name), ((rank, columns), (rows, rank)), strict=True):
+                self.parameters[own] = nn.Parameter(torch.zeros(shape, device=module.weight.device))
             self.layers[peft_name] = AdaptedLinear(peft_name, module, self.scale, dropout, self._refresh)
+        self.draw(seed)
         self.compose: Callable[[], LoraTensors] = lambda: self.parameters
         self._replace(self.layers)
         self._before = backbone.decoder.register_forward_pre_hook(lambda *_: self._refresh())
@@ -106,6 +104,15 @@ class LoraBackbone:
     def modules(self) -> tuple[str, ...]:
         """PEFT names of the adapted modules."""
         return tuple(self.layers)
+
+    @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Begin afresh: A kaiming, B 0."""
+        generator = torch.Generator().manual_seed(seed)
+        for a, b in (map(self.parameters.__getitem__, names_of(module)) for module in self.layers):
+            bound = 1 / math.sqrt(a.shape[1])  # kaiming_uniform with a = sqrt(5), as PEFT initialises A
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            b.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """PEFT name -> a float32 copy of what is in force."""

@@ -114,7 +114,7 @@ class OutputKL:
     Show them to `observe`, then call. The last pass shown counts: passes of an evaluation in between are replaced by
     the next batch, and the term can be asked more than once for one batch.
 
-    Of more than `tokens` tokens (padding included, a batch holds sequences of like length) a sample is taken: a fixed
+    Of more than `tokens` tokens (padding to the batch's longest sequence included) a sample is taken: a fixed
     pseudo-random choice of positions that depends on their number alone, so the value is a function of the inputs. It
     is not every n-th token, which would be the same code level of every item.
     """

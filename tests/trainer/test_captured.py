@@ -92,7 +92,10 @@ def trained(method_name: str) -> tuple[FitReport, dict[str, Tensor]]:
         penalty_weight=stage.weight,
         relative=True,
     )
-    return report, lora.tensors()
+    adapter = Adapter(lora.tensors(), lora.scale, method_name, stage.finish())
+    assert {tensor.device.type for tensor in adapter.state.values()} <= {"cpu"}
+    method.begin(lora, adapter, lambda: inputs)  # the next window can
+    return report, dict(adapter.tensors)
 
 
 @on_gpu

@@ -32,10 +32,11 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return Backbone(llama(FIRST + LEVELS * CODES).double().train(), request.param)
 
 
-def gradients(backbone: Backbone, execution: Execution) -> tuple[Tensor, list[Tensor]]:
+def gradients(backbone: Backbone, execution: Execution, residual_dropout: float = 0.0) -> tuple[Tensor, list[Tensor]]:
     backbone.model.zero_grad()
-    with executing(backbone, execution):
-        loss, targets = add_gradients(backbone, BATCH, CODES_OF, execution, (0.0, 0.0), low_precision=False)
+    torch.manual_seed(3)
+    with executing(backbone, execution, residual_dropout) as left:
+        loss, targets = add_gradients(backbone, BATCH, CODES_OF, execution, (0.0, left), low_precision=False)
     assert targets == 9
     return loss, [p.grad for p in backbone.model.parameters() if p.grad is not None]
 
@@ -54,6 +55,21 @@ def test_parts_padding_and_recomputing_leave_loss_and_gradients_as_they_are(
         torch.testing.assert_close(own, other, rtol=0, atol=1e-9)
 
 
+def test_recomputed_blocks_drop_again_what_they_dropped() -> None:
+    backbone = Backbone(llama(FIRST + LEVELS * CODES).double().train(), TEXT)
+    loss, expected = gradients(backbone, Execution(rows=5, lengths=(64,)), residual_dropout=0.3)
+    plain, _ = gradients(backbone, Execution(rows=5, lengths=(64,)))
+
+    again, found = gradients(backbone, Execution(rows=5, lengths=(64,), checkpoint=True), residual_dropout=0.3)
+
+    assert loss != plain
+    torch.testing.assert_close(again, loss, rtol=0, atol=1e-9)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-9)
+    after, _ = gradients(backbone, Execution(rows=5, lengths=(64,), checkpoint=True))
+    torch.testing.assert_close(after, plain, rtol=0, atol=1e-9)
+
+
 def test_rows_and_tokens_that_are_only_padding_change_no_loss(backbone: Backbone) -> None:
     loss, targets = sequence_loss(backbone, BATCH, CODES_OF)
     padded, same = sequence_loss(backbone, BATCH, CODES_OF, size=Size(rows=8, length=96))
@@ -69,13 +85,15 @@ def test_a_sequence_is_as_long_as_it_is_laid_out(backbone: Backbone) -> None:
 
 def test_a_batch_is_cut_into_parts_of_one_shape() -> None:
     backbone = Backbone(llama(FIRST + LEVELS * CODES), compact(FIRST))
-    execution = Execution(rows=5, lengths=(16, 32), tokens=64)
+    execution = Execution(rows=5, lengths=(16, 32), tokens=64, compiled=True)
 
     parts = list(execution.parts(backbone, BATCH))
 
     assert [len(part) for part, _ in parts] == [2, 2, 1]
     assert {size for _, size in parts} == {Size(2, 32)}  # the longest sequence has 25 tokens, two such rows fit 64
     assert [sequence for part, _ in parts for sequence in part] == BATCH
+    as_they_are = Execution(rows=5, lengths=(16, 32), tokens=64).parts(backbone, BATCH)
+    assert [size.rows for _, size in as_they_are] == [2, 2, 1]  # who watches inputs sees no row of padding
 
 
 def test_a_cpu_takes_batches_as_they_come() -> None:

@@ -5,6 +5,7 @@ trained. An incumbent of another method counts as one past adapter, as it is ser
 first) as none.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
@@ -77,7 +78,7 @@ class Cumulative:
         if (total := sum(map(rank_of, past)) + own) > MAX_RANK:
             raise ConfigurationError(
                 f"{self.name} would need rank {total} after {len(past)} windows and engines take {MAX_RANK}: choose "
-                "one of the -latest methods or one that evolves a single adapter (ADAPTIDE_METHOD)"
+                "a method that evolves a single adapter (ADAPTIDE_METHOD)"
             )
         return own
 
@@ -115,10 +116,24 @@ def stack(
 
 
 def begin_from(lora: LoraBackbone, past: Sequence[LoraTensors], inherit: bool) -> list[nn.Parameter]:
-    """Initialise the window's own A and B: fresh (A kaiming, B 0), or the last window's."""
-    if inherit and past:
+    """Initialise the window's own A and B: the last window's, or fresh (A kaiming, B 0).
+
+    A fresh A is drawn by what the last window left, so it is another one in each window and the same whenever a window
+    is learnt again. Drawn alike, the adapters that add up would begin in the same rows, which hardly turn.
+    """
+    if past and inherit:
         lora.load(past[-1])
+    elif past:
+        lora.draw(_checksum(past[-1]))
     return list(lora.parameters.values())
+
+
+def _checksum(adapter: LoraTensors) -> int:
+    """CRC-32 of its values."""
+    found = 0
+    for name in sorted(adapter):
+        found = zlib.crc32(adapter[name].detach().cpu().numpy().tobytes(), found)
+    return found
 
 
 def own_state(past: Sequence[LoraTensors], lora: LoraBackbone, scope: Scope) -> State:

@@ -82,7 +82,8 @@ class InfLora(Cumulative):
 
     def begin(self, lora: LoraBackbone, incumbent: Adapter | None, covariance: Covariance) -> Stage:
         past = self._past(lora, incumbent)
-        number, memories = _recall(incumbent.state if incumbent and incumbent.method == self.name else {})
+        state = incumbent.state if incumbent and incumbent.method == self.name else {}
+        number, memories = _recall(state, lora.backbone.device)
         if incumbent is not None:
             served: LoraTensors = {name: tensor.to(lora.backbone.device) for name, tensor in incumbent.tensors.items()}
             lora.compose = lambda: served
@@ -91,9 +92,8 @@ class InfLora(Cumulative):
         for module, h in before.items():
             memory = memories.get(module)
             left, values, _ = torch.linalg.svd(h if memory is None else memory.unused(h))
-            some = values > 1e-9 * float(
-                torch.linalg.matrix_norm(h, 2)
-            )  # what is left may have fewer than r directions
+            # What is left may have fewer than r directions; a memory kept in float32 leaves some 1e-7 of those in use.
+            some = values > 1e-6 * float(torch.linalg.matrix_norm(h, 2))
             directions = left[:, some][:, : lora.rank]
             a_name, b_name = names_of(module)
             own[a_name] = torch.zeros_like(lora.parameters[a_name])
@@ -117,12 +117,11 @@ class InfLora(Cumulative):
         )
 
 
-def _recall(state: State) -> tuple[int, dict[str, Memory]]:
+def _recall(state: State, device: torch.device) -> tuple[int, dict[str, Memory]]:
     """How many windows were learnt, and each module's memory."""
     memories = {
-        key.removeprefix("memory/"): Memory(tensor.double(), bool(state[key.replace("memory/", "free/", 1)].item()))
-        for key, tensor in state.items()
-        if key.startswith("memory/")
+        module: Memory(state[f"memory/{module}"].to(device).double(), bool(state[f"free/{module}"].item()))
+        for module in (key.removeprefix("memory/") for key in state if key.startswith("memory/"))
     }
     return int(state["windows"].item()) if "windows" in state else 0, memories
 
@@ -130,6 +129,6 @@ def _recall(state: State) -> tuple[int, dict[str, Memory]]:
 def _remember(windows: int, memories: Mapping[str, Memory]) -> dict[str, Tensor]:
     state = {"windows": torch.tensor([float(windows)])}
     for module, memory in memories.items():
-        state[f"memory/{module}"] = memory.basis.float().contiguous()
+        state[f"memory/{module}"] = memory.basis.float().cpu().contiguous()
         state[f"free/{module}"] = torch.tensor([float(memory.free)])
     return state

@@ -182,8 +182,21 @@ def test_a_rank_beyond_what_engines_take_is_refused_and_says_what_to_choose(name
     many = {f"adapter.{number:04d}/m.lora_A.weight": torch.zeros(MAX_RANK // 4, 2) for number in range(4)}
     incumbent = Adapter({"m.lora_A.weight": torch.zeros(MAX_RANK, 2)}, 2.0, name, many)
 
-    with pytest.raises(ConfigurationError, match="-latest"):
+    with pytest.raises(ConfigurationError, match="evolves a single adapter"):
         make_method(settings(method=name)).rank(incumbent, RANK)
+    assert make_method(settings(method="single-evolving")).rank(incumbent, RANK) == MAX_RANK
+
+
+@pytest.mark.parametrize("name", ["sum-lora-all", "sum-lora-latest", "sd-lora-all", "sd-lora-latest"])
+def test_a_fresh_a_is_another_one_in_each_window_and_the_same_when_learnt_again(name: str) -> None:
+    windows = chain(name)
+    again = train(name, 2, windows[0].adapter)
+
+    for own in (own for own in windows[0].started if ".lora_A." in own):
+        first, second, third = (window.started[own].flatten() for window in windows)
+        for one, other in ((first, second), (second, third)):
+            assert abs(torch.cosine_similarity(one, other, dim=0)) < 0.6
+        torch.testing.assert_close(again.started[own].flatten(), second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in CUMULATIVE if "-latest" in name])

@@ -17,10 +17,12 @@ from tests.trainer.methods.windows import (
     wrapped,
 )
 from trainer.covariance import input_covariance
+from trainer.examples import UserStream, build_examples
+from trainer.learn import adapt
 from trainer.lora import LoraBackbone
 from trainer.methods import make_method
 from trainer.methods.base import Adapter, Stage
-from trainer.methods.inf_lora import FIRST_ENERGY, LAST_ENERGY, WINDOWS, Memory, extend
+from trainer.methods.inf_lora import FIRST_ENERGY, LAST_ENERGY, WINDOWS, Memory, _recall, extend
 
 NAMES = [f"inf-lora-{scope}{inherit}" for scope in ("all", "latest") for inherit in ("", "-inherit")]
 Matrix = NDArray[np.float64]
@@ -94,6 +96,31 @@ def test_a_second_a_lies_outside_of_what_the_first_window_used(name: str) -> Non
         a = second.started[f"{module}.lora_A.weight"].double()
         used = a @ memory.basis @ memory.basis.T
         torch.testing.assert_close(used, a if memory.free else torch.zeros_like(a), atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_of_one_user_that_comes_again_takes_no_direction_in_use() -> None:
+    """All of its few inputs are in use: what float32 lost of the memory is no direction to learn in."""
+    chosen = settings(method="inf-lora-all", lora_rank=16, lora_alpha=32)
+    method = make_method(chosen)
+    walk = UserStream("u", np.zeros(0, np.int64), np.arange(7))
+    examples = build_examples([walk], history_items=10, min_events=3)
+    first, _ = adapt(tiny_backbone(), None, method, examples, CODES, chosen)
+    assert first is not None
+    kept = memories(first)
+    lora = wrapped(tiny_backbone(), method, first, chosen)
+
+    method.begin(lora, first, lambda: input_covariance(lora, examples.training, CODES))
+
+    for module, memory in kept.items():
+        a = lora.parameters[f"{module}.lora_A.weight"].detach().double()
+        used = a @ memory.basis
+        used = a - used @ memory.basis.T if memory.free else used
+        assert float(used.norm(dim=1).max()) < 0.05
+
+
+def test_a_memory_is_taken_to_where_the_model_computes() -> None:
+    _, kept = _recall(chain("inf-lora-all")[0].adapter.state, torch.device("meta"))
+    assert {memory.basis.device.type for memory in kept.values()} == {"meta"}
 
 
 def test_a_second_a_is_the_leading_unused_directions_of_the_new_inputs() -> None:
