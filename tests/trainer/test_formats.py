@@ -230,7 +230,7 @@ def test_bytes_that_are_no_utf8_refuse_their_line_alone(tmp_path: Path) -> None:
     table = only(path, EVENTS)
     rows = list(table.rows())
     assert [row.values.get("user_id") for row in rows] == ["u", None, "v"]
-    assert "not UTF-8; save the file as UTF-8, or import it with --encoding" in problems(table)[3]
+    assert "not UTF-8; save the file as UTF-8 (`adaptide import` takes others: --encoding" in problems(table)[3]
 
 
 def test_a_broken_quote_refuses_its_record_alone(tmp_path: Path) -> None:

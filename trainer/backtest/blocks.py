@@ -48,7 +48,10 @@ class Blocks:
         return sample_cases(self.examples(t).test, self.settings.evaluation_users, seed=0)
 
     def prequential(self, t: int) -> list[Case]:
-        """Next items of the block as they came: as the updater asks the adapter in service when a window closes."""
+        """Next items of the block as they came: what the updater asks of the adapter in service when a window closes.
+
+        The updater asks who has ADAPTIDE_MIN_EVENTS_PER_USER events in it; here everybody is asked.
+        """
         if t not in self._prequential:
             self._prequential[t] = prequential_cases(
                 streams(self.data, t),

@@ -88,8 +88,13 @@ def backtest(
         raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
     other = _finished(beside) if beside else None
 
-    from trainer.backtest.report import markdown, summarise, write_report  # seconds to import: not to be misread first
-    from trainer.backtest.runner import Backtest
+    from trainer.backtest.report import (  # seconds to import: not to be misread first
+        markdown,
+        summarise,
+        unfinished,
+        write_report,
+    )
+    from trainer.backtest.runner import Backtest, cannot_write
     from trainer.backtest.sources import from_blocks, from_dataset, from_raw
     from trainer.datasets import load_dataset
     from trainer.language_base import TrainMode
@@ -110,6 +115,8 @@ def backtest(
             "--ranks changes nothing here: the adapter that D_1 gives a language model has its rank, and later ones go "
             "on from it; give --train full, or ADAPTIDE_LORA_RANK and another --out for each rank"
         )
+    if bases is not None and not (bases.expanduser() / "bases").is_dir():
+        raise InvalidRequest(f"--bases {bases}: there are no bases in it; name the --out of an earlier backtest")
     settings = load_settings()
     configure_logging("WARNING")
     if dataset:
@@ -138,13 +145,19 @@ def backtest(
             raw = made.run(report)
     results = summarise(raw)
     if other is not None:
+        _check_beside(other, results)
         results["beside"] = {"split": other["data"]["split"], "methods": other["methods"]}
-    _write(made.out, raw, results)
-    write_report(raw, results, made.out)
+    try:
+        _write(made.out, raw, results)
+        write_report(raw, results, made.out)
+    except OSError as error:
+        raise cannot_write(made.out, error) from error
     if as_json:
         print_json(results)
         return
     typer.echo(markdown(results))
+    if not results["complete"]:
+        typer.echo(f"\n{unfinished(results)}")
     typer.echo(f"\n{made.out}/report.html has the plots, results.json every number")
 
 
@@ -161,9 +174,20 @@ def _finished(folder: Path) -> dict[str, Any]:
         found: Any = orjson.loads((folder.expanduser() / "results.json").read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise wrong from error
-    if not isinstance(found, dict) or not {"data", "methods"} <= found.keys():
+    if not isinstance(found, dict) or not {"data", "methods"} <= found.keys() or not found.get("complete"):
         raise wrong
     return found
+
+
+def _check_beside(other: dict[str, Any], own: dict[str, Any]) -> None:
+    """Two splits of the same interactions, or their gains say nothing side by side."""
+    if other["data"]["split"] == own["data"]["split"]:
+        raise InvalidRequest(f"--beside wants the other split, and that one is {own['data']['split']} too")
+    if any(other["data"][fact] != own["data"][fact] for fact in ("name", "users", "items")):
+        raise InvalidRequest(
+            f"--beside wants the same data under the other split: that one is {other['data']['name']} with "
+            f"{other['data']['users']} users and {other['data']['items']} items"
+        )
 
 
 def _write(out: Path, raw: dict[str, Any], results: dict[str, Any]) -> None:

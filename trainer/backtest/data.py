@@ -87,7 +87,8 @@ def check_scorable(data: BacktestData, min_events: int) -> None:
             users = len(np.unique(data.blocks[t].user))
             raise DatasetError(
                 f"block {t + 1} of {data.name} cannot be scored: none of its {users} users has {min_events} "
-                f"interactions in it with an item that is new to them; take fewer blocks, a lower minimum or more data"
+                f"interactions in it with an item that is new to them; give more data, or lower "
+                "ADAPTIDE_MIN_EVENTS_PER_USER"
             )
 
 

@@ -10,6 +10,7 @@ from trainer.backtest.statistics import METRICS, Float64, bootstrap_intervals, m
 from trainer.evaluation import by_user
 
 SINGLE, PRETRAIN, PESO = "single-evolving", "pretrain", "peso"
+POPULARITY, SASREC = "popularity", "sasrec"
 TWO_TOWER_PRETRAIN = "lightgcn-pretrain"
 _CUMULATIVE = [
     f"{family}-{own}"

@@ -96,6 +96,7 @@ def _best_of_families(methods: Mapping[str, Any]) -> list[str]:
     best = []
     for family in _FAMILIES:
         own = [name for name in methods if name.startswith(family)]
+        own = [name for name in own if methods[name]["complete"]] or own
         if own:
             best.append(max(own, key=lambda name: methods[name][_METRIC]["mean"]))
     return best

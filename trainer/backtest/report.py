@@ -76,7 +76,7 @@ def _page(raw: Mapping[str, Any], results: Mapping[str, Any], drawn: Mapping[str
     yield f"<title>Backtest on {name}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
     yield f"<header>\n<h1>Backtest on {name}</h1>\n<p class='lead'>{escape(_lead(results))}</p>\n"
     if not results["complete"]:
-        yield f"<p class='warning'>{escape(_unfinished(results))}</p>\n"
+        yield f"<p class='warning'>{escape(unfinished(results))}</p>\n"
     if missing:
         yield f"<p class='warning'>{escape(missing)}</p>\n"
     yield "<nav aria-label='Sections'><ul>"
@@ -114,10 +114,14 @@ def _verdict(found: Mapping[str, Any]) -> str:
     return "worse than" if high < 0 else "not distinguishable from"
 
 
-def _unfinished(results: Mapping[str, Any]) -> str:
+def unfinished(results: Mapping[str, Any]) -> str:
+    """What is missing of a backtest that has not come to its end."""
+    absent = results["not_begun"]
     return (
         f"{results['tasks_done']} of {results['tasks_planned']} tasks are done: rows marked * rest on fewer seeds or "
-        "blocks than the others. Run the backtest again to go on."
+        "blocks than planned."
+        + (f" Nothing is there yet of {', '.join(absent)}." if absent else "")
+        + " Run the backtest again to go on."
     )
 
 

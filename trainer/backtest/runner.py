@@ -1,6 +1,9 @@
 """A backtest from its plan to its raw results: bases, then tasks, on all cores; a killed run goes on where it was."""
 
+import fcntl
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,22 +16,25 @@ from service.errors import Conflict, InvalidRequest
 from service.generation.backbone import pick_device
 from service.kit.machine import cores
 from service.settings import Settings
+from trainer.backtest.bases import DECIDES as BASE_SETTINGS
 from trainer.backtest.bases import base_folder, open_index
 from trainer.backtest.blocks import Blocks
 from trainer.backtest.data import BacktestData, check_scorable
 from trainer.backtest.groups import asked_groups, user_groups
 from trainer.backtest.tasks import Plan, Task
-from trainer.backtest.work import read_blocks
+from trainer.backtest.work import read_blocks, read_json
 from trainer.backtest.workers import Pool, fit_seed, run_one
+from trainer.learn import DECIDES as TRAINING_SETTINGS
 from trainer.progress import Report
 from trainer.recipe import BaseRecipe
 
 FORMAT = 1
-# What a task sets by itself, and what plays no part in a backtest's figures.
-_NOT_COMMON = {
-    *("home", "database_url", "artifacts_url", "host", "port", "log_level", "method", "seed", "threads"),
-    *("keys_without_store", "update_silence"),
+_COMMON = {
+    *(BASE_SETTINGS | TRAINING_SETTINGS) - {"seed"},
+    *("update_epochs", "update_min_steps", "update_batch_size", "learning_rate_update", "weight_decay"),
+    *("beams", "evaluation_users", "evaluation_items_per_user", "device"),
 }
+"""Settings that a backtest's figures depend on, beside what a task sets itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,9 +61,9 @@ class Backtest:
         """
         check_scorable(self.data, self.settings.min_events_per_user)
         self._claim()
-        remove_partial(self.out)
         seeds = range(self.plan.seeds)
-        with Pool(self, report) as pool:
+        with _alone(self.out), Pool(self, report) as pool:
+            remove_partial(self.out)
             pool.run("bases", [(f"base, seed {seed}", partial(fit_seed, seed)) for seed in seeds])
             pool.run("tasks", [(task.name, partial(run_one, task)) for task in self.plan.tasks()])
         return self._raw()
@@ -72,7 +78,7 @@ class Backtest:
     def _raw(self) -> dict[str, Any]:
         """What is in the folder, as trainer.backtest.report takes it."""
         blocks = Blocks(self.data, self.settings)
-        bases = self._bases()
+        bases, rows = self._bases(), [self._row(task) for task in self.plan.tasks()]
         index = open_index(self.data, bases[0])
         return {
             "format": FORMAT,
@@ -95,9 +101,11 @@ class Backtest:
                 "torch": torch.__version__,
             },
             "command": self.command,
-            "bases": [orjson.loads((folder / "base.json").read_bytes()) for folder in bases],
-            "tasks": [row for task in self.plan.tasks() if (row := self._row(task))["blocks"]],
-            "planned": len(self.plan.tasks()),
+            "bases": [read_json(folder / "base.json", f"delete {folder}") for folder in bases],
+            "tasks": [row for row in rows if row["blocks"]],
+            "planned": len(rows),
+            "planned_seeds": list(range(self.plan.seeds)),
+            "not_begun": sorted({row["method"] for row in rows if not row["blocks"]}),
             "groups": user_groups(blocks, index.codes),
             "prequential_groups": asked_groups(blocks, index.codes),
         }
@@ -107,7 +115,8 @@ class Backtest:
         return [folder for folder in folders if (folder / "base.json").exists()]
 
     def _row(self, task: Task) -> dict[str, Any]:
-        rows = read_blocks(self.out / "tasks" / task.name)
+        found = read_blocks(self.out / "tasks" / task.name)
+        rows = [row for row in found if row["block"] > 1]
         return {
             "method": task.method,
             "variant": {task.variant[0].value: task.variant[1]} if task.variant else {},
@@ -117,11 +126,11 @@ class Backtest:
             "trainable_parameters": max((row["trainable_parameters"] for row in rows), default=0),
             "stored_bytes": rows[-1]["stored_bytes"] if rows else 0,
             "blocks": rows,
+            "first_stage": next((row.get("across", {}) for row in found if row["block"] == 1), {}),
         }
 
     def _claim(self) -> None:
         """One folder holds one comparison: the same data, base and settings; methods and seeds may be added."""
-        self.out.mkdir(parents=True, exist_ok=True)
         own = {
             "format": FORMAT,
             "data": self.data.digest,
@@ -130,32 +139,61 @@ class Backtest:
         }
         wanted = orjson.loads(orjson.dumps(own, default=list))
         path = self.out / "backtest.json"
-        if path.exists():
-            held = orjson.loads(path.read_bytes())
-            if held != wanted:
-                parts = [
-                    name if name != "settings" else ", ".join(_unlike(held["settings"], wanted["settings"]))
-                    for name in wanted
-                    if held.get(name) != wanted[name]
-                ]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not path.exists() and any(self.out.iterdir()):
+                raise Conflict(f"{self.out} is not empty and holds no backtest; give another --out")
+            held = read_json(path, f"delete {self.out}") if path.exists() else {}
+            if not (unlike := _unlike(held, wanted)):
+                return
+            if held and (self._bases() or any((self.out / "tasks").glob("*"))):
                 raise Conflict(
-                    f"{self.out} holds a backtest with other {' and '.join(parts)}; give another --out or remove it"
+                    f"{self.out} holds a backtest with other {', '.join(unlike)}; give another --out or remove it"
                 )
-            return
-        if any(self.out.iterdir()):
-            raise Conflict(f"{self.out} is not empty and holds no backtest; give another --out")
-        partial_path = path.with_suffix(".partial")
-        partial_path.write_bytes(orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
-        partial_path.replace(path)
+            partial_path = path.with_suffix(".partial")
+            partial_path.write_bytes(orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
+            partial_path.replace(path)
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises Conflict while another process is at work in the folder; a killed one is not."""
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another backtest is at work in {out}; wait for it, or give another --out") from None
+        yield
+
+
+def cannot_write(out: Path, error: OSError) -> InvalidRequest:
+    return InvalidRequest(f"--out {out} cannot be written to ({error.strerror}); name another folder")
 
 
 def _common(settings: Settings) -> dict[str, Any]:
-    dumped = settings.model_dump(mode="json", exclude=_NOT_COMMON)
-    return {name: sorted(value) if isinstance(value, list) else value for name, value in dumped.items()}
+    return settings.model_dump(mode="json", include=_COMMON)
 
 
-def _unlike(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    return [f"ADAPTIDE_{name.upper()}" for name in wanted if held.get(name) != wanted[name]]
+def _unlike(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What another comparison's folder differs in; what it does not name, or names beyond, plays no part."""
+    found = [name for name in ("format", "data") if held.get(name) != wanted[name]]
+    if held.get("recipe") != wanted["recipe"]:
+        one, other = (_leaves(own.get("recipe") or {}) for own in (held, wanted))
+        found.append(f"base ({', '.join(sorted({name for name, _ in one ^ other}))})")
+    settings = held.get("settings", {})
+    return found + [
+        f"ADAPTIDE_{name.upper()}" for name, own in wanted["settings"].items() if settings.get(name, own) != own
+    ]
+
+
+def _leaves(recipe: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Every value of a recipe and what is within it, by its own name."""
+    found: set[tuple[str, str]] = set()
+    for name, own in recipe.items():
+        found |= _leaves(own) if isinstance(own, dict) else {(name, str(own))}
+    return found
 
 
 def remove_partial(out: Path) -> None:

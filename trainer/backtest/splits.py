@@ -34,7 +34,7 @@ def block_sizes(interactions: int, blocks: int, base_share: float) -> Int64:
     edges = base + (interactions - base) * np.arange(blocks) // (blocks - 1)
     sizes = np.diff(edges, prepend=0).astype(np.int64)
     if sizes.min() < 1:
-        raise DatasetError(f"{interactions} interactions are too few for {blocks} blocks; take fewer blocks")
+        raise DatasetError(f"{interactions} interactions are too few for {blocks} blocks; give more")
     return sizes
 
 
@@ -54,7 +54,7 @@ def user_disjoint(user: Int64, blocks: int, base_share: float, seed: int) -> Int
     counts = np.bincount(user)
     users = np.flatnonzero(counts)
     if len(users) < blocks:
-        raise DatasetError(f"{len(users)} users cannot be partitioned into {blocks} blocks; take fewer blocks")
+        raise DatasetError(f"{len(users)} users cannot be partitioned into {blocks} blocks; give more")
     shuffled = np.random.default_rng(seed).permutation(users)
     sums = np.concatenate([[0], np.cumsum(counts[shuffled])])
     block_of = np.zeros(len(counts), dtype=np.int64)

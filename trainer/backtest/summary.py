@@ -8,7 +8,9 @@ import numpy as np
 
 from service.errors import DatasetError
 from trainer.backtest.entries import (
+    POPULARITY,
     PRETRAIN,
+    SASREC,
     TWO_TOWER_PRETRAIN,
     Entry,
     Gain,
@@ -28,10 +30,11 @@ FORMAT = 1
 def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
     """results.json from the raw results of trainer.backtest.runner.
 
-    data, settings, machine, command, bases, notes as given; seeds: those run; blocks: the increments, D_2 being 2;
-    methods: by name, in the order of ORDER; variants: the sweeps, each naming its method and what it changes;
-    prequential: the same metrics and gains on next items, asked for before their block was learnt, None in results of
-    an earlier version. groups, prequential_groups: gains of every method within halves of the users, on either.
+    data, settings, machine, command, bases, notes as given; seeds: those run, where `complete` goes by those planned;
+    blocks: the increments, D_2 being 2; not_begun: methods of which nothing is there; methods: by name, in the order
+    of ORDER; variants: the sweeps, each naming its method and what it changes; prequential: the same metrics and gains
+    on next items, asked for before their block was learnt, None in results of an earlier version. groups,
+    prequential_groups: gains of every method within halves of the users, on either.
     Whatever is not there yet is None and `complete` false.
     Raises DatasetError when the results are of another format or their users do not match.
     """
@@ -43,18 +46,20 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
     last = max([len(raw["data"].get("interactions") or []), *users])
     blocks = list(range(2, last + 1))
     seeds = sorted({seed for entry in tested.entries for seed in entry.seeds})
+    planned = raw.get("planned_seeds") or seeds
     summaries = [
         {
+            "name": entry.name,
             "method": entry.method,
             "variant": dict(entry.variant),
-            **_means(entry, gain, blocks, seeds),
+            **_means(entry, gain, blocks, planned),
             "prequential": prequential,
             "against": None if base is None else {"method": base.method, "variant": dict(base.variant)},
             **_costs(entry),
             **_stages(entry, tested.entries, len(blocks) + 1),
         }
         for entry, base, gain, prequential in zip(
-            tested.entries, tested.against, tested.gains(), _prequential(asked, blocks, seeds), strict=True
+            tested.entries, tested.against, tested.gains(), _prequential(asked, blocks, planned), strict=True
         )
     ]
     done = sum(1 for task in raw["tasks"] if len(task["blocks"]) == len(blocks))
@@ -65,6 +70,7 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "tasks_done": done,
         "tasks_planned": raw.get("planned", len(raw["tasks"])),
+        "not_begun": raw.get("not_begun") or [],
         "complete": done == raw.get("planned", len(raw["tasks"])) and all(s["complete"] for s in summaries),
         "methods": {s["method"]: s for s in summaries if not s["variant"]},
         "variants": [s for s in summaries if s["variant"]],
@@ -166,36 +172,51 @@ def _ratio(value: float | Sequence[float] | None) -> float | None:
 
 
 def _stages(entry: Entry, entries: Sequence[Entry], blocks: int) -> dict[str, Any]:
-    """NDCG@10 of the adapter after each stage on every block's sampled users, the seeds averaged.
+    """NDCG@10 of the adapter after each stage on every block's sampled users, the seeds averaged; what was forgotten.
 
-    Stage 1 is what pretrain says, since it is adapter 1 on which every LoRA method starts.
+    Stage 1 is what pretrain of the same seed says, since it is adapter 1 on which every LoRA method starts; rankers
+    say their own. Without it, or without a later stage, forgetting and transfer would be those of other cells, so they
+    are None. Popularity has no stages: it is always that of the block before.
     """
-    matrix = _matrix(entry, blocks)
+    nothing: dict[str, Any] = {"stages": None, "forgetting": None, "backward_transfer": None, "forward_transfer": None}
+    matrices = {} if entry.method == POPULARITY else _matrices(entry, blocks)
     start = TWO_TOWER_PRETRAIN if entry.method.startswith("lightgcn-") else PRETRAIN
-    origin = [other for other in entries if other.method == start and not other.variant]
-    if origin and entry.method not in ("popularity", "sasrec"):
-        matrix[0] = _matrix(origin[0], blocks)[1]
-    if np.isnan(matrix).all():
-        return {"stages": None, "forgetting": None, "backward_transfer": None, "forward_transfer": None}
-    found = transfer(matrix)
+    origin = next((other for other in entries if other.method == start and not other.variant), None)
+    if origin is not None and entry.method != SASREC:
+        for seed, first in _matrices(origin, blocks).items():
+            if seed in matrices and np.isnan(matrices[seed][0]).all():
+                matrices[seed][0] = first[1]
+    whole = [own for own in matrices.values() if not np.isnan(own).all(axis=1).any()]
+    shown = whole or list(matrices.values())
+    if not shown or np.isnan(shown).all():
+        return nothing
+    found = [transfer(own) for own in whole]
     return {
-        "stages": [[None if np.isnan(value) else float(value) for value in row] for row in matrix],
-        "forgetting": found.forgetting,
-        "backward_transfer": found.backward,
-        "forward_transfer": found.forward,
+        "stages": [[_mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*shown, strict=True)],
+        "forgetting": _mean([own.forgetting for own in found]),
+        "backward_transfer": _mean([own.backward for own in found]),
+        "forward_transfer": _mean([own.forward for own in found]),
     }
 
 
-def _matrix(entry: Entry, blocks: int) -> Float64:
-    cells: dict[tuple[int, int], list[float]] = {}
-    for row in entry.rows():
-        for block, ranks in (row.get("across") or {}).items():
-            if ranks:
-                cells.setdefault((int(row["block"]), int(block)), []).append(user_scores(ranks)[:, NDCG_10].mean())
-    matrix = np.full((blocks, blocks), np.nan)
-    for (stage, block), values in cells.items():
-        matrix[stage - 1, block - 1] = float(np.mean(values))
-    return matrix
+def _matrices(entry: Entry, blocks: int) -> dict[int, Float64]:
+    """By seed: float64 [stages, blocks], NaN where nothing was scored."""
+    found: dict[int, Float64] = {}
+    for task in entry.tasks:
+        matrix = found.setdefault(int(task["seed"]), np.full((blocks, blocks), np.nan))
+        stages = {1: task.get("first_stage") or {}}
+        stages |= {int(row["block"]): row.get("across") or {} for row in task["blocks"]}
+        for stage, across in stages.items():
+            for block, ranks in across.items():
+                if ranks:
+                    matrix[stage - 1, int(block) - 1] = user_scores(ranks)[:, NDCG_10].mean()
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [float(value) for value in values if value is not None and not np.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def _groups(groups: Mapping[str, Any], scored: _Scored) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from trainer.backtest.entries import PESO, SINGLE
 from trainer.backtest.statistics import METRICS
 
 NOTHING = "–"
+MARK = " *"
+"""Behind a row that rests on fewer seeds or blocks than were planned."""
 _MARK = {True: "yes", False: "no"}
 LABELS = {
     "lambda": "λ",
@@ -56,7 +58,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 def method_label(summary: Mapping[str, Any]) -> str:
     """The method, marked when seeds or blocks of it are missing."""
-    return str(summary["method"]) + ("" if summary["complete"] else " *")
+    return str(summary["method"]) + ("" if summary["complete"] else MARK)
 
 
 def variant_label(variant: Mapping[str, Any]) -> str:
@@ -108,11 +110,12 @@ def _gained(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> tuple[Cell
 
 def _main(results: Mapping[str, Any]) -> Table:
     methods = list(results["methods"].values())
-    best = {m: max((s[m]["mean"] for s in methods if s[m]["mean"] is not None), default=None) for m in METRICS}
+    comparable = [s for s in methods if s["complete"]] or methods  # others are means over other blocks
+    best = {m: max((s[m]["mean"] for s in comparable if s[m]["mean"] is not None), default=None) for m in METRICS}
     rows = tuple(
         (
             Cell(method_label(s)),
-            *(Cell(score(s[m]["mean"]), s[m]["mean"] is not None and s[m]["mean"] == best[m]) for m in METRICS),
+            *(Cell(score(s[m]["mean"]), s in comparable and s[m]["mean"] == best[m] is not None) for m in METRICS),
             *_gained(s, s["ndcg@10"]),
             Cell(duration(s["seconds"])),
             Cell(f"{s['trainable_parameters']:,}"),
@@ -167,9 +170,10 @@ def _prequential(results: Mapping[str, Any]) -> Table:
     )
     head = ("Method", *(f"Block {block}" for block in results["blocks"]), "NDCG@10", "vs single", "95 % interval")
     note = (
-        "NDCG@10 of next items of a block's users, up to ADAPTIDE_EVALUATION_ITEMS_PER_USER of each, asked for before "
-        "anything of the block is learnt: what the service would have shown. In the first block every LoRA method is "
-        "still the base. Averaged over a user's items, then as in the other tables."
+        "NDCG@10 of next items of a block's users, however few their interactions, up to "
+        "ADAPTIDE_EVALUATION_ITEMS_PER_USER of each, asked for before anything of the block is learnt: what the "
+        "service would have shown. In the first block every LoRA method is still the base. Averaged over a user's "
+        "items, then as in the other tables."
     )
     return Table("prequential", "Next items, before they are learnt", head, rows, note + _missing(asked))
 
@@ -240,7 +244,7 @@ def _groups(results: Mapping[str, Any]) -> Table:
         "block than the median user's. Where half of the users or more share the largest value, they are set against "
         "all others. New users did nothing before the block; new items are test items that nobody had taken before it."
     )
-    return _gains_within("groups", "Who gains", results["groups"], note)
+    return _gains_within("groups", "Who gains", results["groups"], note, results)
 
 
 def _asked_groups(results: Mapping[str, Any]) -> Table:
@@ -248,10 +252,11 @@ def _asked_groups(results: Mapping[str, Any]) -> Table:
         "As above, on the next items that are asked for before a block is learnt; the groups are halves of their users."
     )
     groups = results.get("prequential_groups") or {}  # results of an earlier version lack it
-    return _gains_within("prequential-groups", "Who gains, of next items", groups, note)
+    return _gains_within("prequential-groups", "Who gains, of next items", groups, note, results)
 
 
-def _gains_within(key: str, title: str, groups: Mapping[str, Any], note: str) -> Table:
+def _gains_within(key: str, title: str, groups: Mapping[str, Any], note: str, results: Mapping[str, Any]) -> Table:
+    summaries = {s["name"]: s for s in (*results["methods"].values(), *results["variants"])}
     names = [name for own in list(groups.values())[:1] for name in own["gains"]]
     names = [name for name in names if any(own["gains"].get(name) for own in groups.values())]
     names.sort(key=lambda name: name.partition(",")[0] != PESO)
@@ -260,21 +265,31 @@ def _gains_within(key: str, title: str, groups: Mapping[str, Any], note: str) ->
         found = groups[group]["gains"].get(name)
         return Cell(NOTHING if found is None else f"{gain(found)}, {interval(found)}")
 
-    rows = tuple((Cell(name), *(cell(name, group) for group in groups)) for name in names)
-    return Table(key, title, ("Method", *(name.capitalize() for name in groups)), rows, note)
+    shown = [summaries[name] for name in names]
+    marked = [name + ("" if own["complete"] else MARK) for name, own in zip(names, shown, strict=True)]
+    rows = tuple(
+        (Cell(label), *(cell(name, group) for group in groups)) for label, name in zip(marked, names, strict=True)
+    )
+    return Table(key, title, ("Method", *(name.capitalize() for name in groups)), rows, note + _missing(shown))
 
 
 def _forgetting(results: Mapping[str, Any]) -> Table:
     keys = ("forgetting", "backward_transfer", "forward_transfer")
+    chosen = [s for s in results["methods"].values() if s["stages"]]
     rows = tuple(
         (Cell(method_label(s)), *(Cell(NOTHING if s[key] is None else f"{s[key]:+.4f}") for key in keys))
-        for s in results["methods"].values()
-        if any(s[key] is not None for key in keys)
+        for s in chosen
     )
     note = (
-        "NDCG@10 on the same users of every block. Forgetting: best since a block was learnt minus after the last one; "
-        "backward: after the last one minus right after its own; forward: just before a block minus with adapter 1."
+        "NDCG@10 on the same users of every block, for each seed, then averaged. Forgetting: best since a block was "
+        "learnt minus after the last one; backward: after the last one minus right after its own; forward: just before "
+        "a block minus with adapter 1."
     )
+    if any(s["forgetting"] is None for s in chosen):
+        note += (
+            f" {NOTHING}: a stage is missing; what adapter 1 knows is measured by pretrain (and lightgcn-pretrain), so "
+            "run it too, with the same seeds."
+        )
     return Table("forgetting", "Forgetting and transfer", ("Method", "Forgetting", "Backward", "Forward"), rows, note)
 
 

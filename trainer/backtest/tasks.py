@@ -119,7 +119,7 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         raise InvalidRequest(f"{option} takes numbers separated by commas, not {text!r}") from error
     if any(not 0 < number < 1e9 for number in numbers):
         raise InvalidRequest(f"{option} takes numbers above 0, not {text!r}")
-    return numbers
+    return tuple(dict.fromkeys(numbers))
 
 
 def parse_ranks(text: str, option: str) -> tuple[float, ...]:

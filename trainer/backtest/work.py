@@ -61,15 +61,15 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
     settings = task.settings(blocks.settings)
     folder.mkdir(parents=True, exist_ok=True)
     first = 0 if task.method in RANKERS else 1
-    if all((folder / f"block-{t + 1}.json").exists() for t in range(first, len(blocks))):
+    begins = next((t for t in range(first, len(blocks)) if not (folder / f"block-{t + 1}.json").exists()), len(blocks))
+    for t in range(begins, len(blocks)):  # of a later block than one that is gone: it did not come after this one
+        (folder / f"block-{t + 1}.json").unlink(missing_ok=True)
+    if begins == len(blocks):
         return
     runner = _make_runner(task, blocks, base, settings)
-    done = [t for t in range(first, len(blocks)) if (folder / f"block-{t + 1}.json").exists()]
-    if done:
-        runner.load(folder / f"block-{done[-1] + 1}.safetensors")
-    for t in range(first, len(blocks)):
-        if t in done:
-            continue
+    if begins > first:
+        runner.load(folder / f"block-{begins}.safetensors")
+    for t in range(begins, len(blocks)):
         row: dict[str, Any] = {"block": t + 1}
         if t:
             coming = blocks.prequential(t)
@@ -84,10 +84,11 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
             row["users"] = [case.user_id for case in test]
             row["ranks"] = ranks.tolist()
             row["across"] = {str(t + 1): _part(test, ranks, blocks.across(t)).tolist()}
-            for other in range(len(blocks)):
-                if other != t:
-                    row["across"][str(other + 1)] = runner.ranks(other, blocks.across(other)).tolist()
-            row["seconds_in_all"] = round(time.monotonic() - started, 3)
+        across = row.setdefault("across", {})
+        for other in range(len(blocks)):
+            if str(other + 1) not in across:
+                across[str(other + 1)] = runner.ranks(other, blocks.across(other)).tolist()
+        row["seconds_in_all"] = round(time.monotonic() - started, 3)
         row["trainable_parameters"], row["stored_bytes"] = runner.trainable_parameters, runner.stored_bytes
         runner.save(folder / f"block-{t + 1}.safetensors")
         _write(folder / f"block-{t + 1}.json", row)
@@ -100,9 +101,17 @@ def _within(report: Report, name: str, t: int, blocks: int) -> Report:
 
 
 def read_blocks(folder: Path) -> list[dict[str, Any]]:
-    """What run_task wrote of the increments so far."""
+    """What run_task wrote so far: of the increments, and of D_1 (block 1) where the method learns that itself."""
     paths = sorted(folder.glob("block-*.json"), key=lambda path: int(path.stem.removeprefix("block-")))
-    return [orjson.loads(path.read_bytes()) for path in paths if path.stem != "block-1"]
+    return [read_json(path, f"delete {folder}") for path in paths]
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a backtest wrote. Raises ArtifactError saying what to do, `remedy`, before running it again."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); {remedy} and run again") from error
 
 
 class LoraRunner:

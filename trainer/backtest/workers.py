@@ -66,8 +66,11 @@ class Pool:
             with suppress(queue.Empty):
                 while True:
                     name, part = self._news.get_nowait()
-                    share[name] = part
+                    if name in share:  # the last ones of the jobs before may come late
+                        share[name] = part
             self._report(what, int(1000 * sum(share.values())), 1000 * len(jobs))
+        if failed and isinstance(failed[0], AdaptideError) and len(jobs) > 1:
+            raise type(failed[0])(f"{failed[0].detail}; the rest is done and kept: --so-far shows it") from failed[0]
         if failed:
             raise failed[0]
         self._report(what, 1000 * len(jobs), 1000 * len(jobs))

@@ -22,7 +22,7 @@ _OTHER_PACKINGS = {
     b"\xfd7zXZ": "packed with xz; unpack it (unxz) or pack it with gzip",
     b"7z\xbc\xaf": "a 7-Zip archive; unpack it and give the file inside",
 }
-NOT_UTF8 = "not UTF-8; save the file as UTF-8, or import it with --encoding and its own (such as latin-1 or utf-16)"
+NOT_UTF8 = "not UTF-8; save the file as UTF-8 (`adaptide import` takes others: --encoding latin-1, utf-16, ..)"
 
 
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)

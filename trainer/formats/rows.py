@@ -65,8 +65,8 @@ class Table(ABC):
         wanted = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
         mapped = " ".join(f"--map {name}={self._alike(name) or 'COLUMN'}" for name in missing)
         raise DatasetError(
-            f"{self.path} has no {wanted} (found: {found[:300]}){hint}; rename or add what is missing, or import it "
-            f"with {mapped}"
+            f"{self.path} has no {wanted} (found: {found[:300]}){hint}; rename or add what is missing "
+            f"(`adaptide import` can map it: {mapped})"
         )
 
     def _alike(self, name: str) -> str | None:

@@ -78,7 +78,7 @@ class Cumulative:
         if (total := sum(map(rank_of, past)) + own) > MAX_RANK:
             raise ConfigurationError(
                 f"{self.name} would need rank {total} after {len(past)} windows and engines take {MAX_RANK}: choose "
-                "a method that evolves a single adapter (ADAPTIDE_METHOD)"
+                "a method that evolves a single adapter"
             )
         return own
 

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from service.errors import Conflict, InvalidRequest
 from tests.trainer.backtest.drifting import drifting
+from trainer.backtest.command import _check_beside
+from trainer.backtest.runner import _alone
 from trainer.backtest.tasks import METHODS
 
 ROOT = Path(__file__).parents[3]
@@ -257,6 +260,7 @@ def test_a_folder_without_a_finished_backtest_cannot_stand_beside(held: str | No
         (["--lambdas", "much", "--out", "o"], "--lambdas takes numbers"),
         (["--group-by", "head", "--out", "o"], "--group-by 'head' is not known"),
         (["--ranks", "7.5", "--out", "o"], "--ranks takes whole numbers up to 1024, not 7.5"),
+        (["--items", "i", "--events", "e", "--out", "o", "--bases", "no"], "--bases no: there are no bases in it"),
         (
             ["--items", "i", "--events", "e", "--out", "o", "--backbone", "smollm2", "--ranks", "32"],
             "--ranks changes nothing here: the adapter that D_1 gives a language model has its rank",
@@ -280,8 +284,48 @@ def test_a_folder_of_another_backtest_is_not_overwritten(ready_files: list[str],
     assert "another --out" in " ".join(changed.stderr.split())
     assert "ADAPTIDE_UPDATE_EPOCHS" in changed.stderr
 
-    more = adaptide("backtest", *[*asked[:4], "--methods", "popularity,pretrain", *asked[6:]])
-    assert more.returncode == 0, more.stderr
+    other = adaptide("backtest", *asked, "--layers", "2")
+    assert other.returncode == 1
+    assert "other base (layers)" in " ".join(other.stderr.split())
+
+    more = [*asked[:4], "--methods", "popularity,pretrain", *asked[6:]]
+    found = adaptide("backtest", *more, ADAPTIDE_RATE_LIMIT="50")  # which plays no part
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(ready_files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = adaptide("backtest", *ready_files, "--methods", "popularity", "--out", str(tmp_path / "file/out"), *QUICK)
+    assert found.returncode == 2
+    assert "cannot be written to" in " ".join(found.stderr.split())
+
+
+def test_two_backtests_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with _alone(tmp_path), pytest.raises(Conflict, match="another backtest is at work"), _alone(tmp_path):
+        pass
+    with _alone(tmp_path):  # the first is over
+        pass
+
+
+def test_a_folder_in_which_nothing_came_about_is_taken_over(ready_files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "backtest.json").write_text('{"format": 1, "data": "another"}')
+    asked = [*ready_files, "--methods", "popularity", "--seeds", "1", "--out", str(out), *QUICK]
+    assert adaptide("backtest", *asked).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"split": "chronological", "name": "a", "users": 4, "items": 9}, "wants the other split"),
+        ({"split": "user-disjoint", "name": "b", "users": 4, "items": 9}, "wants the same data under the other split"),
+    ],
+)
+def test_only_the_other_split_of_the_same_data_stands_beside(other: dict[str, Any], says: str) -> None:
+    own = {"data": {"split": "chronological", "name": "a", "users": 4, "items": 9}}
+    with pytest.raises(InvalidRequest, match=says):
+        _check_beside({"data": other}, own)
 
 
 def test_one_user_with_a_block_that_teaches_nothing_is_a_table_for_every_method(tmp_path: Path) -> None:

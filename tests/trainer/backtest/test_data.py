@@ -67,7 +67,7 @@ def test_one_user_with_enough_interactions_makes_a_block_scorable() -> None:
 
 
 def test_a_block_whose_users_have_too_few_interactions_is_named() -> None:
-    with pytest.raises(DatasetError, match=r"block 2 of small cannot be scored: none of its 2 users has 3 .*fewer"):
+    with pytest.raises(DatasetError, match=r"block 2 of small cannot be scored: none of its 2 users has 3 .*more data"):
         check_scorable(data(block((0, 0), (0, 1), (0, 2)), block((0, 3), (0, 4), (1, 0))), min_events=3)
 
 

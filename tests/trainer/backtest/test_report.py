@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainer.backtest.results import raw, task
 from trainer.backtest.plots import plots
-from trainer.backtest.report import markdown, summarise, write_report
+from trainer.backtest.report import markdown, summarise, unfinished, write_report
 from trainer.backtest.tables import duration, size, tables
 
 HOSTILE = '</h1><script>alert("$1$")</script>|*`&\n<img src=x onerror=y>'
@@ -177,6 +177,27 @@ def test_missing_seeds_are_marked_on_the_page_and_in_markdown(tmp_path: Path) ->
     assert "<th scope='row'>peso *</th>" in text
     assert "<th scope='row'>single-evolving</th>" in text
     assert "| peso \\* | 1.0000 |" in markdown(summarise(part)).replace("**", "")
+
+
+def test_what_is_not_done_is_marked_among_groups_too_and_is_not_the_best() -> None:
+    groups = {str(b): {"users": ["u0", "u1"], "drift": [0.1, 0.9], "history": [0, 4]} for b in (2, 3)}
+    part = raw(
+        task("single-evolving", 0, {2: [3, 3], 3: [3, 3]}),
+        task("peso", 0, {2: [1, 1]}),
+        groups=groups,
+        planned=2,
+        not_begun=["l2"],
+    )
+    shown = markdown(summarise(part))
+    assert "| single-evolving | **1.0000** |" in shown
+    assert "| peso \\* | 1.0000 |" in shown
+    (row,) = [line for line in shown.split("### Who gains")[1].splitlines() if line.startswith("| peso")]
+    assert row.startswith("| peso \\* |")
+
+
+def test_what_is_missing_is_named() -> None:
+    results = summarise(raw(task("peso", 0, {2: [1]}), planned=2, not_begun=["l2", "sasrec"]))
+    assert "Nothing is there yet of l2, sasrec." in unfinished(results)
 
 
 @pytest.mark.parametrize(

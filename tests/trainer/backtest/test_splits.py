@@ -22,7 +22,7 @@ def test_interactions_keep_their_order_in_time() -> None:
 
 
 def test_too_few_interactions_for_the_blocks_are_refused() -> None:
-    with pytest.raises(DatasetError, match="4 interactions are too few for 5 blocks; take fewer blocks"):
+    with pytest.raises(DatasetError, match="4 interactions are too few for 5 blocks; give more"):
         block_sizes(4, 5, 0.6)
 
 

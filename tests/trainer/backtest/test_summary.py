@@ -201,8 +201,42 @@ def test_without_pretrain_the_first_stage_is_not_known() -> None:
     across = {2: {1: [1], 2: [1], 3: [0]}, 3: {1: [3], 2: [1], 3: [0]}}
     found = summarise(raw(task("peso", 0, {2: [1], 3: [0]}, across=across)))["methods"]["peso"]
     assert found["stages"][0] == [None, None, None]
-    assert found["forgetting"] == pytest.approx((1.0 - THIRD + 0.0) / 2)
-    assert found["forward_transfer"] is None
+    assert (found["forgetting"], found["backward_transfer"], found["forward_transfer"]) == (None, None, None)
+
+
+def test_a_ranker_says_itself_what_it_knew_first_and_popularity_has_no_stages() -> None:
+    across = {2: {1: [3], 2: [1], 3: [0]}, 3: {1: [3], 2: [1], 3: [1]}}
+    first = {"1": [1], "2": [0], "3": [0]}
+    rows = [task(method, 0, {2: [1], 3: [1]}, across=across, first_stage=first) for method in ("sasrec", "popularity")]
+    found = summarise(raw(*rows))["methods"]
+    assert found["sasrec"]["stages"][0] == [1.0, 0.0, 0.0]
+    assert found["sasrec"]["forgetting"] == pytest.approx((1.0 - THIRD + 0.0) / 2)
+    assert found["popularity"]["stages"] is None
+
+
+def test_forgetting_is_that_of_each_seed_and_of_seeds_that_have_all_stages() -> None:
+    """A seed whose first stage is not known, or another seed's, would be compared with what it never was."""
+    start = {2: {1: [1], 2: [0], 3: [0]}, 3: {1: [1], 2: [0], 3: [0]}}
+    weak = {2: {1: [0], 2: [0], 3: [0]}, 3: {1: [0], 2: [0], 3: [0]}}
+    lost = {2: {1: [3], 2: [1], 3: [0]}, 3: {1: [0], 2: [3], 3: [1]}}
+    one = [
+        task("pretrain", 0, {2: [0], 3: [0]}, across=start),
+        task("peso", 0, {2: [1], 3: [1]}, across=lost),
+    ]
+    alone = summarise(raw(*one))["methods"]["peso"]
+    with_another_base = summarise(raw(*one, task("pretrain", 1, {2: [0], 3: [0]}, across=weak)))["methods"]["peso"]
+    with_a_seed_without = summarise(raw(*one, task("peso", 1, {2: [1], 3: [1]}, across=weak)))["methods"]["peso"]
+
+    assert alone["forgetting"] == pytest.approx((1.0 + (1.0 - THIRD)) / 2)
+    for found in (with_another_base, with_a_seed_without):
+        for key in ("forgetting", "backward_transfer", "forward_transfer"):
+            assert found[key] == alone[key]
+
+
+def test_a_seed_that_was_planned_and_has_nothing_yet_is_missing() -> None:
+    found = summarise(raw(task("peso", 0, {2: [1], 3: [1]}), planned=4, planned_seeds=[0, 1], not_begun=["l2"]))
+    assert (found["seeds"], found["not_begun"]) == ([0], ["l2"])
+    assert not found["methods"]["peso"]["complete"]
 
 
 def test_groups_are_halves_of_each_blocks_users() -> None:

@@ -35,6 +35,11 @@ def test_a_sweep_takes_numbers_above_0(text: str) -> None:
         parse_numbers(text, "--lambdas")
 
 
+def test_a_number_given_twice_is_one_task() -> None:
+    assert parse_numbers("2,0.5,2.0", "--lambdas") == (2.0, 0.5)
+    assert parse_ranks("8,8", "--ranks") == (8,)
+
+
 @pytest.mark.parametrize("text", ["8.5", "1025", "8,0", "wide"])
 def test_a_rank_is_a_whole_number_that_the_service_loads(text: str) -> None:
     with pytest.raises(InvalidRequest, match="--ranks takes"):

@@ -182,6 +182,29 @@ def test_a_killed_task_goes_on_to_the_same_result(base: BacktestBase, tmp_path: 
     assert all(torch.equal(tensor, cut_end[name]) for name, tensor in whole_end.items())
 
 
+def test_a_block_that_is_gone_is_learnt_again_with_all_after_it(base: BacktestBase, tmp_path: Path) -> None:
+    """Not from the adapter of a later block."""
+    blocks, task = Blocks(drifting(), SETTINGS), Task("single-evolving", 0)
+    run_task(task, blocks, base, tmp_path, silent)
+    expected = read_blocks(tmp_path)
+    (tmp_path / "block-2.json").unlink()
+
+    run_task(task, blocks, base, tmp_path, silent)
+
+    for before, after in zip(expected, read_blocks(tmp_path), strict=True):
+        assert (after["ranks"], after["losses"]) == (before["ranks"], before["losses"])
+
+
+def test_damaged_results_are_named_with_what_to_do(base: BacktestBase, tmp_path: Path) -> None:
+    blocks, task = Blocks(drifting(), SETTINGS), Task("popularity", 0)
+    run_task(task, blocks, base, tmp_path, silent)
+    assert [row["block"] for row in read_blocks(tmp_path)] == [2, 3]
+    (tmp_path / "block-2.json").write_bytes(b'{"block": 2, "us')
+
+    with pytest.raises(ArtifactError, match=r"block-2\.json cannot be read .* delete .* run again"):
+        read_blocks(tmp_path)
+
+
 def test_a_damaged_file_of_an_earlier_run_is_named_with_what_to_do(base: BacktestBase, tmp_path: Path) -> None:
     blocks, task = Blocks(drifting(), SETTINGS), Task("pretrain", 0)
     run_task(task, blocks, base, tmp_path, silent)
