@@ -90,9 +90,9 @@ def transfer(matrix: Float64) -> Transfer:
     kept = [(matrix[j:last, j], matrix[last, j]) for j in range(last)]
     forgotten = [np.nanmax(own) - end for own, end in kept if not np.isnan(own).all()]
     return Transfer(
-        forgetting=_mean(forgotten),
-        backward=_mean([matrix[last, j] - matrix[j, j] for j in range(last)]),
-        forward=_mean([matrix[j - 1, j] - matrix[0, j] for j in range(2, last + 1)]),
+        forgetting=mean_of_known(forgotten),
+        backward=mean_of_known([matrix[last, j] - matrix[j, j] for j in range(last)]),
+        forward=mean_of_known([matrix[j - 1, j] - matrix[0, j] for j in range(2, last + 1)]),
     )
 
 
@@ -112,6 +112,7 @@ def halves(values: Sequence[float | None]) -> tuple[NDArray[np.bool_], NDArray[n
     return own > cut, own <= cut  # neither holds for nan
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    known = [float(value) for value in values if not np.isnan(value)]
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Of those that are neither None nor NaN; None where none is."""
+    known = [float(value) for value in values if value is not None and not np.isnan(value)]
     return sum(known) / len(known) if known else None

@@ -21,7 +21,16 @@ from trainer.backtest.entries import (
     held_out,
     next_items,
 )
-from trainer.backtest.statistics import CONFIDENCE, METRICS, Float64, halves, mean_over_blocks, transfer, user_scores
+from trainer.backtest.statistics import (
+    CONFIDENCE,
+    METRICS,
+    Float64,
+    halves,
+    mean_of_known,
+    mean_over_blocks,
+    transfer,
+    user_scores,
+)
 
 NDCG_10 = METRICS.index("ndcg@10")
 FORMAT = 1
@@ -192,10 +201,10 @@ def _stages(entry: Entry, entries: Sequence[Entry], blocks: int) -> dict[str, An
         return nothing
     found = [transfer(own) for own in whole]
     return {
-        "stages": [[_mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*shown, strict=True)],
-        "forgetting": _mean([own.forgetting for own in found]),
-        "backward_transfer": _mean([own.backward for own in found]),
-        "forward_transfer": _mean([own.forward for own in found]),
+        "stages": [[mean_of_known(cells) for cells in zip(*rows, strict=True)] for rows in zip(*shown, strict=True)],
+        "forgetting": mean_of_known([own.forgetting for own in found]),
+        "backward_transfer": mean_of_known([own.backward for own in found]),
+        "forward_transfer": mean_of_known([own.forward for own in found]),
     }
 
 
@@ -211,12 +220,6 @@ def _matrices(entry: Entry, blocks: int) -> dict[int, Float64]:
                 if ranks:
                     matrix[stage - 1, int(block) - 1] = user_scores(ranks)[:, NDCG_10].mean()
     return found
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are known."""
-    known = [float(value) for value in values if value is not None and not np.isnan(value)]
-    return sum(known) / len(known) if known else None
 
 
 def _groups(groups: Mapping[str, Any], scored: _Scored) -> dict[str, Any]:
