@@ -8,7 +8,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from fastapi import Depends, Request
 
-from service.access.service import AccessService
+from service.access.service import AccessService, key_use_writer, noting
 from service.adapters import repository as adapters
 from service.adapters.activation import Activation, ActivationStatus
 from service.adapters.artifacts import ArtifactStore
@@ -218,7 +218,9 @@ def build_services(settings: Settings, database: Database, clock: Clock) -> Serv
         watch = PlaceWatch(artifacts)
         checks["artifacts"] = _place_check(watch)
         background.append(watch)
-    access = AccessService(prompt, clock, without_store=settings.keys_without_store)
+    uses = key_use_writer(prompt)
+    background.append(uses)
+    access = AccessService(prompt, clock, without_store=settings.keys_without_store, note_use=noting(uses))
     return Services(
         settings=settings,
         database=database,

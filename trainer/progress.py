@@ -14,7 +14,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from service.errors import Unavailable
+
 Report = Callable[[str, int, int], None]  # (step's name, done, total)
+
+
+class Stopped(Unavailable):
+    """Raised through a Report by whoever wants the work left where it is: it is no failure of the work."""
 
 
 def silent(step: str, done: int, total: int) -> None:

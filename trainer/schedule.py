@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from service.errors import AdaptideError, Unavailable
+from service.errors import AdaptideError
 from service.windows.repository import Window
-from trainer.progress import Report
+from trainer.progress import Report, Stopped
 from trainer.telemetry import TICKED
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ def run(tick: Callable[[Report], Window | None], interval: timedelta, *upkeep: C
 
     def report(step: str, done: int, total: int) -> None:
         if received:
-            raise Unavailable("the updater was stopped while it worked on this window")
+            raise Stopped("the updater was stopped while it worked on this window")
 
     def look_for_work() -> None:
         if not received:  # else an attempt would be begun only to be left

@@ -47,7 +47,7 @@ from trainer.methods.base import Adapter
 from trainer.outcome import Range, Serving, Update, counts, evaluations, learning, training_settings
 from trainer.popularity import KeptPopularity
 from trainer.processes import Together
-from trainer.progress import Report, silent
+from trainer.progress import Report, Stopped, silent
 from trainer.retrain import write_adapter
 from trainer.streams import load_streams
 from trainer.telemetry import LEFT, SILENT, UPDATE_SECONDS, WINDOWS, WORKING, count_interactions
@@ -194,13 +194,15 @@ class Updater:
             self._conclude(window, lease, update)
         except LeaseLost as error:
             log.warning("window_left", window_id=window.window_id, reason=error.detail)
+        except Stopped as error:
+            self._fail(window, lease, update, error.detail, counted=False)
         except AdaptideError as error:
             self._fail(window, lease, update, error.detail)
         except Exception as error:  # whatever it was, the window must not stay in training without a word
             log.exception("window_update_crashed", window_id=window.window_id)
             self._fail(window, lease, update, why(error))
 
-    def _fail(self, window: Window, lease: Lease, update: Update, reason: str) -> None:
+    def _fail(self, window: Window, lease: Lease, update: Update, reason: str, *, counted: bool = True) -> None:
         try:
             windows.fail(
                 self._database,
@@ -210,6 +212,7 @@ class Updater:
                 lease,
                 reason,
                 steps=update.steps.rows,
+                counted=counted,
             )
         except AdaptideError as error:  # the next holder takes the window over when the lease has run out
             log.warning("failure_not_recorded", window_id=window.window_id, reason=error.detail)
@@ -389,14 +392,19 @@ class Updater:
         )
 
     def _serving(self, index: CatalogueIndex) -> Serving | None:
-        """The verified base and adapter that the pointer names; None without a base."""
+        """The verified base and adapter that the pointer names; None without a base.
+
+        Raises Conflict when another base was activated since `index` was read.
+        """
         with self._database.read() as connection:
             pointer = adapters.read_pointer(connection)
             base_row = adapters.find_base(connection, pointer.base_id) if pointer.base_id else None
             version = pointer.adapter_version
             adapter_row = adapters.find_adapter(connection, version) if version else None
-        if base_row is None or index.base_id != pointer.base_id:
+        if base_row is None:
             return None
+        if index.base_id != pointer.base_id:
+            raise Conflict("another base was activated meanwhile; the window is tried again under it")
         if self._backbone is None or self._backbone[0] != base_row.base_id:
             verified = self._artifacts.open_base(base_row.base_id, base_row.digest)
             device = pick_device(self._settings.device)

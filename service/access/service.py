@@ -3,18 +3,29 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
 from service.access import repository
 from service.access.schemas import ApiKey, CreatedKey, Principal, Scope
 from service.audit import repository as audit
-from service.errors import Conflict, FieldError, InvalidRequest, NotFound, StoreUnavailable, Unauthenticated
+from service.errors import (
+    Conflict,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    StoreUnavailable,
+    Unauthenticated,
+    Unavailable,
+)
 from service.kit import keys
 from service.kit.clock import Clock
 from service.kit.db import Database
+from service.kit.grouped import Grouped
 
 MAX_NAME = 128
 MAX_EXPIRES_IN = timedelta(days=3650)
@@ -22,6 +33,8 @@ MAX_GRACE = timedelta(days=90)
 CACHE_SECONDS = 4.0  # a revoked key must be refused within 5 s, one slow look-up included
 LATELY_SECONDS = 300.0  # so long ago, a good key's address is not judged by what else comes from it
 TOUCH_EVERY = timedelta(minutes=1)
+KeyUse = tuple[str, datetime]
+"""A key_id, and when it was used."""
 _CACHE_SIZE = 10_000
 _REFUSAL = "a valid API key is needed: Authorization: Bearer KEY"
 
@@ -44,11 +57,17 @@ class AccessService:
         monotonic: Callable[[], float] = time.monotonic,
         *,
         without_store: timedelta = timedelta(0),
+        note_use: Callable[[KeyUse], object] | None = None,
     ) -> None:
-        """without_store: how long a key that was good may go on reading while the store does not answer."""
+        """without_store: how long a key that was good may go on reading while the store does not answer.
+
+        note_use: stores when a key was last used, without anybody waiting for it; None: here and now.
+        """
         self._database, self._clock, self._monotonic = database, clock, monotonic
         self._without_store_s = without_store.total_seconds()
         self._verified: dict[str, _Verified] = {}  # by digest of the token; tokens are not kept
+        self._noted: dict[str, datetime] = {}  # by key: when a use was last to be noted
+        self._note_use = note_use or (lambda use: note_uses(database, [use]))
         self._lock = threading.Lock()
 
     def create(
@@ -181,13 +200,38 @@ class AccessService:
 
     def _touch(self, key: ApiKey) -> None:
         now = self._clock()
-        if key.last_used_at is not None and now - key.last_used_at < TOUCH_EVERY:
-            return
-        try:
-            with self._database.write() as connection:
-                repository.touch(connection, key.key_id, now)
-        except StoreUnavailable as error:  # bookkeeping must not refuse a request
-            log.warning("key_use_not_noted", key_id=key.key_id, detail=error.detail)
+        with self._lock:
+            noted = self._noted.get(key.key_id, key.last_used_at)
+            if noted is not None and now - noted < TOUCH_EVERY:
+                return
+            self._noted[key.key_id] = now
+        self._note_use((key.key_id, now))
+
+
+def note_uses(database: Database, uses: Sequence[KeyUse]) -> list[None]:
+    """Store them; bookkeeping must neither refuse a request nor hold it up, so what cannot be stored is left."""
+    try:
+        with database.write() as connection:
+            for key_id, at in uses:
+                repository.touch(connection, key_id, at)
+    except StoreUnavailable as error:
+        log.warning("key_use_not_noted", key_ids=sorted({key_id for key_id, _ in uses}), detail=error.detail)
+    return [None] * len(uses)
+
+
+def key_use_writer(database: Database) -> Grouped[KeyUse, None]:
+    """Notes uses beside the requests: SQLite's lock may be another's for seconds."""
+    return Grouped("key-use-writer", partial(note_uses, database), most=64, max_queued=1_024)
+
+
+def noting(writer: Grouped[KeyUse, None]) -> Callable[[KeyUse], None]:
+    """For AccessService: what finds no room is left."""
+
+    def note(use: KeyUse) -> None:
+        with suppress(Unavailable):
+            writer.ask(use)
+
+    return note
 
 
 def _make(name: str, scopes: frozenset[Scope], now: datetime, expires_in: timedelta | None) -> tuple[CreatedKey, str]:

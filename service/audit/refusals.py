@@ -1,5 +1,6 @@
 """Deeds that were refused leave a row as well: `APIRouter(route_class=Audited)`."""
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,8 @@ from service.access.schemas import Principal
 from service.errors import AdaptideError
 from service.wiring import Services
 
+NAMES = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+"""What a version may look like; anything else is a caller's text, which the log neither holds nor can."""
 READS = frozenset({"GET", "HEAD"})
 REFUSED = frozenset({403, 404, 409, 412, 422})
 """What the framework says about the shape of a request is no AdaptideError, and no refusal."""
@@ -37,6 +40,8 @@ class Audited(APIRoute):
                     services: Services = request.app.state.services
                     route = f"{request.method} {self.path}"
                     subject = request.path_params.get("version")
+                    if subject is not None and not NAMES.fullmatch(subject):  # refused before anybody looked at it
+                        subject = None
                     await run_in_threadpool(services.refusals.record, principal.actor, route, subject, error)
                 raise
 

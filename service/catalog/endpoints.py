@@ -9,6 +9,7 @@ from service.access.endpoints import Reader, Writer
 from service.adapters.bus import Change
 from service.catalog import service
 from service.catalog.schemas import ItemBatch, ItemView, PutReport
+from service.errors import StoreUnavailable
 from service.http.bodies import WriteBody, need_json, read_json, takes, wrong
 from service.kit.fields import Identifier
 from service.wiring import ServicesDep
@@ -60,5 +61,8 @@ def read_item(services: ServicesDep, principal: Reader, item_id: ItemId) -> Item
 def delete_item(services: ServicesDep, principal: Writer, item_id: ItemId) -> None:
     """Hide an item from recommendations at once. It stays known for training; PUT brings it back."""
     service.delete_item(services.database, services.clock, item_id)
-    services.catalogue.refresh()
     services.shared.announce(Change.CATALOGUE)
+    try:
+        services.catalogue.refresh()
+    except StoreUnavailable:  # it is deleted all the same: whoever is told otherwise would ask again and find nothing
+        services.catalogue.notify()

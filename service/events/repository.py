@@ -264,22 +264,25 @@ def of_user(
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def delete_of_user(connection: Connection, user_id: str) -> tuple[int, set[str]]:
-    """Delete the user's events, with their ids; how many, and the recommendations that they named."""
-    found = list(connection.execute(_delete_of_user(events.delete(), events.c, user_id)))
+def delete_of_user(connection: Connection, user_id: str, through: datetime) -> tuple[int, set[str]]:
+    """Delete the user's events that occurred until then, with their ids; how many, and the recommendations that they
+    named."""
+    found = list(connection.execute(_delete_of_user(events.delete(), events.c, user_id, through)))
     for table in partitions.expired(connection):
         own = sa.table(table, *(sa.column(name) for name in ("user_id", "event_id", "recommendation_id")))
+        # All of it: what has just come in is in no table that has expired.
         try:
             with connection.begin_nested():
-                found += connection.execute(_delete_of_user(own.delete(), own.c, user_id))
+                found += connection.execute(_delete_of_user(own.delete(), own.c, user_id, None))
         except sa.exc.ProgrammingError:  # retention has dropped it meanwhile, with all that was in it
             continue
     forget_ids(connection, [event_id for event_id, _ in found])
     return len(found), {recommendation for _, recommendation in found if recommendation is not None}
 
 
-def _delete_of_user(delete: sa.Delete, columns: Any, user_id: str) -> Any:
-    return delete.where(columns.user_id == user_id).returning(columns.event_id, columns.recommendation_id)
+def _delete_of_user(delete: sa.Delete, columns: Any, user_id: str, through: datetime | None) -> Any:
+    until = sa.true() if through is None else columns.occurred_at <= through
+    return delete.where(columns.user_id == user_id, until).returning(columns.event_id, columns.recommendation_id)
 
 
 def delete(connection: Connection, ids_of: Mapping[str, Collection[str]]) -> None:

@@ -182,8 +182,12 @@ class Graphs:
         with self._lock:
             slot = self._free.pop() if self._free else None
         if slot is not None:
-            with self.loading():
-                slot.load(backbone)
+            try:
+                with self.loading():
+                    slot.load(backbone)
+            except BaseException:
+                self.give_back(slot)
+                raise
             return slot
         with self.loading():
             packed = pack(backbone.model)

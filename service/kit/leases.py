@@ -5,9 +5,10 @@ the store's own clock be set, the fence still lets one holder write (docs/decisi
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from service.errors import LeaseLost
@@ -52,12 +53,15 @@ def acquire(connection: Connection, name: str, owner: str, duration: timedelta) 
     back, and is free.
     """
     bound_pauses(connection)
-    row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
+    wanted = sa.select(leases).where(leases.c.name == name).with_for_update()
+    row = connection.execute(wanted).one_or_none()
+    if row is None:  # the first time: of two at once, both find it free, and one of them first
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        free = {"name": name, "owner": "", "fence": 0, "expires_at": datetime.fromtimestamp(0, UTC)}
+        connection.execute(insert(leases).values(free).on_conflict_do_nothing())
+        row = connection.execute(wanted).one()
     now = store_time(connection)  # not before the lock is held: waiting for it takes time
     expires_at = now + duration
-    if row is None:
-        connection.execute(leases.insert().values(name=name, owner=owner, fence=1, expires_at=expires_at))
-        return Lease(name, owner, 1, expires_at)
     if row.owner != owner and now < row.expires_at <= expires_at:
         return None
     # A holder whose lease ran out gets a new fence: somebody may have worked in between.

@@ -161,7 +161,7 @@ def act(
         return None
     reason = f"live hit rate: {why} ({found.decision.control.value} control)"
     revision = found.pointer.revision
-    request = MoveRequest(ACTOR, reason, revision, f"{ACTOR}-{revision}")
+    request = MoveRequest(ACTOR, reason, revision, f"{ACTOR} {revision}")
     with database.write() as connection:
         leases.check(connection, lease)
     try:

@@ -47,7 +47,7 @@ def load_past(
     if len(newest) == most and len(seen) < seen_items:  # more of them may lie further back
         further = repository.seen_with_seq(connection, user_id, seen_items, ignored_types, through_seq)
         seen = tuple(item_id for item_id, _ in further)
-        highest = max(highest, *(seq for _, seq in further))
+        highest = max([highest, *(seq for _, seq in further)])
     return UserPast(tuple(reversed(newest[:history_items])), seen, highest)
 
 

@@ -1,7 +1,7 @@
 """SQL of recommendations."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,8 @@ from service.recommend.tables import recommendation_settings, recommendations
 
 _INSERT = recommendations.insert()
 _IDS_TOGETHER = 10_000  # SQLite takes 32,766 parameters
+MADE_BEFORE = timedelta(minutes=1)
+"""No recommendation's id is that much older than its created_at: the id is of its request's arrival."""
 
 
 def insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -94,7 +96,7 @@ def page_after(
     own = recommendations.c
     query = sa.select(recommendations).where(own.recommendation_id > last).order_by(own.recommendation_id).limit(limit)
     if since is not None:
-        query = query.where(own.recommendation_id >= least_uuid7(since), own.created_at >= since)
+        query = query.where(own.recommendation_id >= least_uuid7(since - MADE_BEFORE), own.created_at >= since)
     if until is not None:
         query = query.where(own.created_at < until)
     return [dict(row) for row in connection.execute(query).mappings()]

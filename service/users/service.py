@@ -33,26 +33,30 @@ def erase_user(
     that was cut off. on_erased: told the user once the transaction has ended; must not raise. Raises StoreUnavailable
     when a slow writer is in the way for some seconds, or there is no store.
     """
-    again(lambda: _note(database, user_id, clock()), DEADLOCK, LOCK_TIMEOUT)
+    through = again(lambda: _note(database, user_id, clock()), DEADLOCK, LOCK_TIMEOUT)
     try:
-        return again(lambda: _delete(database, user_id, clock(), actor), DEADLOCK, LOCK_TIMEOUT)
+        return again(lambda: _delete(database, user_id, through, clock(), actor), DEADLOCK, LOCK_TIMEOUT)
     finally:  # a commit whose answer was lost may have been one
         on_erased(user_id)
 
 
-def _note(database: Database, user_id: str, now: datetime) -> None:
-    """From the end of this transaction on, nothing of the user's past is written; all that was is visible."""
+def _note(database: Database, user_id: str, now: datetime) -> datetime:
+    """From the end of this transaction on, nothing of the user's past is written; all that was is visible.
+
+    Returns through when it is past: an event that occurred later, accepted from then on, is a new user's.
+    """
     with database.write() as connection:
         repository.lock_writers(connection, LOCK_TIMEOUT_S)
         erasures = repository.hold_erasures(connection)
         latest = events.last_occurred_at(connection, user_id)  # a client's clock may be ahead, within the tolerance
         through = now if latest is None else max(now, latest)
         repository.note(connection, erasures, erasures.digest(user_id), now, through)
+    return through
 
 
-def _delete(database: Database, user_id: str, now: datetime, actor: str) -> Erasure:
+def _delete(database: Database, user_id: str, through: datetime, now: datetime, actor: str) -> Erasure:
     with database.write(patient=True) as connection:
-        gone, named = events.delete_of_user(connection, user_id)
+        gone, named = events.delete_of_user(connection, user_id, through)
         forgotten = recommendations.delete_of_user(connection, user_id, named)
         details = {"events": gone, "recommendations": forgotten}
         subject = audit_subject(repository.hold_erasures(connection), user_id)

@@ -281,13 +281,19 @@ def fail(
     reason: str,
     *,
     steps: Sequence[dict[str, Any]] | None = None,
+    counted: bool = True,
 ) -> bool:
-    """Note that an attempt failed; True when the window will be tried again. Raises LeaseLost."""
+    """Note that an attempt failed; True when the window will be tried again. Raises LeaseLost.
+
+    counted: whether it was one of the attempts that a window is given. One that was left since its updater was told
+    to stop is none.
+    """
     with database.write() as connection:
         window = require_claimed(connection, window_id, lease)
-        extra: dict[str, object] = {} if steps is None else {"steps": list(steps)}
+        attempts = window.attempts if counted else window.attempts - 1
+        extra: dict[str, object] = {"attempts": attempts} | ({} if steps is None else {"steps": list(steps)})
         finish(connection, window, WindowState.FAILED, clock(), reason=reason[:2000], **extra)
-    again = window.attempts < settings.window_attempts
+    again = attempts < settings.window_attempts
     log.warning("window_failed", window_id=window_id, attempt=window.attempts, again=again, reason=reason)
     if not again:
         _give_up(window, reason)

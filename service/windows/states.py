@@ -73,10 +73,14 @@ def next_attempt(
 ) -> datetime | None:
     """When a failed window may be tried again: `pause` after its first failure, twice that after the next, and so on.
 
+    At once where no attempt counts, since the only ones were left when their updater was told to stop.
+
     LONGEST_PAUSE at most, or `pause` where that is longer. None for one that did not fail, or failed for good.
     """
     if state is not WindowState.FAILED or finished_at is None or attempts >= limit:
         return None
+    if attempts < 1:
+        return finished_at
     return finished_at + min(pause * (1 << min(attempts - 1, 20)), max(pause, LONGEST_PAUSE))
 
 

@@ -8,7 +8,16 @@ import pytest
 import sqlalchemy as sa
 
 from service.access.schemas import Scope
-from service.access.service import CACHE_SECONDS, LATELY_SECONDS, MAX_EXPIRES_IN, MAX_NAME, AccessService
+from service.access.service import (
+    CACHE_SECONDS,
+    LATELY_SECONDS,
+    MAX_EXPIRES_IN,
+    MAX_NAME,
+    AccessService,
+    KeyUse,
+    key_use_writer,
+    noting,
+)
 from service.access.tables import api_keys
 from service.audit import repository as audit
 from service.errors import InvalidRequest, StoreUnavailable, Unauthenticated
@@ -196,3 +205,28 @@ def test_a_use_that_cannot_be_noted_refuses_nobody(database: Database, database_
     [key] = access.list()
     assert key.last_used_at is None
     impatient.close()
+
+
+def test_who_notes_uses_is_told_once_a_minute_even_if_it_cannot(
+    database: Database, clock: SetClock, stopwatch: Stopwatch
+) -> None:
+    told: list[KeyUse] = []
+    access = AccessService(database, clock, stopwatch, note_use=told.append)
+    created = access.create("a", READ, actor="cli")
+    for seconds in (0, 59, 1):
+        clock.advance(seconds=seconds)
+        stopwatch.seconds += CACHE_SECONDS + 1
+        access.authenticate(created.token)
+    assert [at - told[0][1] for _, at in told] == [timedelta(0), timedelta(minutes=1)]
+    assert access.list()[0].last_used_at is None
+
+
+def test_uses_are_stored_beside_the_requests(database: Database, clock: SetClock) -> None:
+    writer = key_use_writer(database)
+    access = AccessService(database, clock, note_use=noting(writer))
+    created = access.create("a", READ, actor="cli")
+    writer.start()
+    access.authenticate(created.token)
+    writer.stop()
+    assert access.list()[0].last_used_at == clock()
+    access.authenticate(created.token)  # stopping: nobody is refused

@@ -236,3 +236,13 @@ def test_refusals_beyond_the_rate_are_counted_in_the_next_row(app: FastAPI, stag
         refused(headers)
     rows = [entry["details"] for entry in reversed(stage.entries()) if entry["action"] == "admin.refused"]
     assert [details.get("more_before", 0) for details in rows] == [0, 0, 4, 0, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("version", ["x" * 300, "%00", "a%20b"])
+def test_a_refusal_holds_no_text_of_its_caller(app: FastAPI, client: TestClient, version: str) -> None:
+    access = app.state.services.access
+    reader = {"Authorization": f"Bearer {access.create('r', frozenset({Scope.READ}), actor='cli').token}"}
+    assert client.post(f"/v1/admin/adapters/{version}/promote", headers=reader).status_code == 403
+    with app.state.services.database.read() as connection:
+        newest, *_ = repository.page(connection, limit=1, before=None)
+    assert (newest["action"], newest["subject"]) == ("admin.refused", None)

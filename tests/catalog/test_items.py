@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from service.adapters.tables import active_adapter, bases
@@ -24,7 +25,7 @@ from service.catalog.service import (
     item_text,
     put_items,
 )
-from service.errors import InvalidRequest, NotFound
+from service.errors import InvalidRequest, NotFound, StoreUnavailable
 from service.kit.db import Database
 from tests.conftest import SetClock
 
@@ -331,3 +332,15 @@ def test_concurrent_writes_take_one_revision_each_in_the_order_in_which_they_com
     assert sorted(revisions) == list(range(1, 31))
     with database.read() as connection:
         assert repository.by_ids(connection, ["shared"])["shared"].revision == 30
+
+
+def test_a_deleted_item_is_deleted_even_if_its_replica_cannot_look(
+    app: FastAPI, admin: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise StoreUnavailable("the store went away after the commit")
+
+    put(admin, {"item_id": "i", "title": "T"})
+    monkeypatch.setattr(type(app.state.services.catalogue), "refresh", away)
+    assert admin.delete("/v1/items/i").status_code == 204
+    assert admin.delete("/v1/items/i").status_code == 404

@@ -209,3 +209,21 @@ def test_an_engine_with_captured_searches_says_that_swaps_need_both_its_slots() 
     assert engine.no_second is None
     engine._base = ("b", backbone, Graphs(backbone, SIZES, Blocks(compiled=False)))
     assert "two slots" in (engine.no_second or "")
+
+
+def test_a_load_that_fails_leaves_its_slot_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone()
+    graphs = Graphs(backbone, SIZES, Blocks(compiled=False))
+    graphs.take(backbone)
+    made = len(graphs._slots)
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.generation.graphs.pack_into", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs.take(backbone)
+    graphs.take(backbone)
+
+    assert len(graphs._slots) == made

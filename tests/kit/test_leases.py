@@ -1,6 +1,7 @@
 """One holder at a time, and a late one is recognised by its fence."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -126,3 +127,15 @@ def test_a_lease_lasts_as_long_by_the_stores_clock(database: Database) -> None:
     assert lease is not None
     assert before + HALF_MINUTE <= lease.expires_at <= after + HALF_MINUTE
     assert abs(before - utc_now()) < timedelta(minutes=1)  # aware, and of today
+
+
+def test_of_two_who_are_first_at_once_one_gets_it(database: Database) -> None:
+    with database.write() as connection:
+        first = leases.acquire(connection, "updater", "a", HALF_MINUTE)
+        with ThreadPoolExecutor(1) as other:
+            second = other.submit(acquire, database, "b")
+            time.sleep(0.2)  # it finds no row either, and waits for this transaction
+            connection.commit()
+            assert second.result(30) is None
+    assert first is not None
+    assert first.fence == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import sqlalchemy as sa
 from service.errors import StoreUnavailable
 from service.kit.db import Database
 from service.kit.grouped import Grouped
-from service.kit.ids import uuid7
+from service.kit.ids import least_uuid7, uuid7
+from service.recommend import repository
 from service.recommend.record import AGAIN_S, Recorded, recommendation_writer
 from service.recommend.tables import recommendations
 from tests import worlds
@@ -106,3 +108,17 @@ def test_what_nobody_waits_for_may_fail() -> None:
         await asyncio.sleep(0)
 
     asyncio.run(run())
+
+
+def test_pages_by_time_lose_nobody_between_them(database: Database) -> None:
+    """An id is of the moment in which the request came, created_at of the moment in which it was answered."""
+    midnight = worlds.START
+    straddling = row(
+        recommendation_id=least_uuid7(midnight - timedelta(milliseconds=200)),
+        created_at=midnight + timedelta(milliseconds=100),
+    )
+    with database.write() as connection:
+        repository.insert(connection, [straddling])
+        before = repository.page_after(connection, "", 10, None, midnight)
+        after = repository.page_after(connection, "", 10, midnight, None)
+    assert (len(before), len(after)) == (0, 1)

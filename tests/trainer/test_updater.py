@@ -18,9 +18,11 @@ from service.adapters import repository as adapter_rows
 from service.adapters import service as adapters
 from service.adapters.artifacts import ArtifactStore
 from service.adapters.moves import MoveRequest
+from service.adapters.repository import NewBase
 from service.adapters.states import AdapterState
 from service.catalog.follower import CatalogueFollower
-from service.errors import ConfigurationError, Conflict, Unavailable
+from service.catalog.index import CatalogueIndex
+from service.errors import ConfigurationError, Conflict
 from service.generation.backbone import Backbone, load_backbone
 from service.generation.reference import score_items
 from service.kit import leases, migrate
@@ -44,6 +46,7 @@ from trainer.methods import make_method
 from trainer.methods.base import Adapter, Covariance, Stage
 from trainer.methods.single_evolving import SingleEvolving
 from trainer.outcome import Range, open_range, rehearsal_summary, window_summary
+from trainer.progress import Stopped
 from trainer.streams import load_streams
 from trainer.telemetry import SILENT
 from trainer.updater import Updater
@@ -471,13 +474,35 @@ def test_work_by_hand_closes_the_window_and_works_until_nothing_waits(desk: Desk
 
 def test_an_update_that_is_stopped_half_way_is_taken_up_again(desk: Desk, built: BuiltBase) -> None:
     def stop() -> None:
-        raise Unavailable("the updater was stopped")
+        raise Stopped("the updater was stopped")
 
     desk.send(worlds.later_walks())
-    left = worked(desk.updater().tick(once("fit", stop)))
-    assert (left.state, left.reason, left.candidate_version) == (WindowState.FAILED, "the updater was stopped", None)
+    for _ in range(desk.settings.window_attempts + 1):  # to be told to stop is no failure
+        left = worked(desk.updater().tick(once("fit", stop)))
+        assert (left.state, left.reason, left.attempts) == (WindowState.FAILED, "the updater was stopped", 0)
+        assert left.candidate_version is None
+        desk.clock.advance(seconds=1)
     again = worked(desk.updater().tick())
-    assert (again.window_id, again.verdict, again.attempts) == (left.window_id, "promoted", 2)
+    assert (again.window_id, again.verdict, again.attempts) == (left.window_id, "promoted", 1)
+
+
+def test_a_window_is_not_skipped_because_another_base_is_activated_meanwhile(
+    desk: Desk, built: BuiltBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = CatalogueFollower.refresh
+
+    def refresh(follower: CatalogueFollower) -> CatalogueIndex:
+        index = read(follower)
+        other = NewBase("b-" + "0" * 16, "0" * 64)
+        adapters.register_base(desk.database, desk.clock, other)
+        adapters.activate_base(desk.database, desk.clock, other.base_id, actor="cli")
+        return index
+
+    desk.send(worlds.later_walks())
+    monkeypatch.setattr(CatalogueFollower, "refresh", refresh)
+    left = worked(desk.updater().tick())
+    assert left.state is WindowState.FAILED
+    assert "another base was activated meanwhile" in (left.reason or "")
 
 
 # Damage

@@ -19,6 +19,7 @@ from service.recommend.record import recommendation_writer
 from service.recommend.tables import recommendations
 from service.tables import metadata
 from service.users import repository
+from service.users import service as users_service
 from service.users.service import Learners, count_erasures, erase_user, require_none_erased
 from tests.conftest import SetClock
 from tests.events.test_service import TOLERANCE, counts, event, send, stored_ids
@@ -257,3 +258,22 @@ def test_a_seq_of_a_refused_event_is_a_gap_and_no_more(database: Database, clock
     send(database, event("c"))
     with database.read() as connection:
         assert [row.event_id for row in connection.execute(sa.select(events).order_by(events.c.seq))] == ["b", "c"]
+
+
+def test_an_event_that_comes_while_its_user_is_erased_is_a_new_users(
+    database: Database, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was accepted after the mark was set, so it is not deleted with what was there before."""
+    send(database, event("old", user=GONE))
+    note = users_service._note
+
+    def noted(*asked: Any) -> datetime:
+        through = note(*asked)
+        clock.advance(seconds=5)
+        new = event("new", user=GONE, occurred_at=clock().isoformat())
+        assert counts(ingest(database, [new], clock=clock, clock_tolerance=TOLERANCE)) == (1, 0, 0)
+        return through
+
+    monkeypatch.setattr(users_service, "_note", noted)
+    assert erase(database, clock) == (1, 0)
+    assert stored_ids(database) == ["new"]
