@@ -212,8 +212,11 @@ class Settings(BaseSettings):
     """Age (in event time) at which an interaction counts half for popularity."""
     popularity_refresh: timedelta = timedelta(seconds=2)
     """How often a replica adds new events to its popularity counts."""
-    history_cache: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
-    """How long Redis may keep a user's past, which new events end at once (docs/decisions/0018); 0: not at all."""
+    history_cache: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(seconds=50))] = timedelta(seconds=30)
+    """How long Redis may keep a user's past, which new events end at once (docs/decisions/0018); 0: not at all.
+
+    50 s at most: a minute after a user's erasure, what is recorded is taken for made without the user's past.
+    """
     recommendation_cache: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(minutes=1))] = timedelta(0)
     """How long Redis may keep what was generated for exactly the same question, such as 5 s; 0: not at all."""
     rate_limit: Annotated[float, Field(ge=0)] = 0.0

@@ -475,8 +475,8 @@ class TrialMoveView:
     share: float
     ends_at: datetime | None
     because: str | None
-    """asked, expired, promoted, base_changed, refused, corrupt, collected, live_metric, superseded, or what a
-    newer server adds."""
+    """asked, expired, promoted, base_changed, refused, corrupt, collected, live_metric, control_changed,
+    superseded, or what a newer server adds."""
     actor: str
     reason: str | None
     audit_id: str

@@ -44,6 +44,7 @@ ENDED = {
     EndReason.REFUSED: "ended, for it was refused",
     EndReason.CORRUPT: "ended, for its files are damaged",
     EndReason.COLLECTED: "ended, for its files were removed",
+    EndReason.CONTROL_CHANGED: "ended without a promotion, for another adapter serves than it was compared with",
     EndReason.LIVE_METRIC: "was ended: what users did spoke against it",
     EndReason.SUPERSEDED: "gave way to a newer candidate",
 }

@@ -32,7 +32,7 @@ class Held(Enum):
     """What became of the updater's canary."""
 
     NONE = auto()
-    """There is none, or somebody else has taken it over."""
+    """There is none any more, or somebody else has taken it over."""
     WAITING = auto()
     """It is not over, or its candidate cannot be read just now."""
     PROMOTED = auto()
@@ -83,6 +83,12 @@ def promote_if_held(
         if under_way(connection) != row:  # ended or taken over while the files were read
             return Held.NONE
         if settle(connection, clock, pointer, actor=UPDATER) is not None:
+            return Held.NONE
+        candidate = adapters.find_adapter(connection, row.adapter_version)
+        if candidate is None or candidate.parent_version != pointer.adapter_version:
+            # As at once, where the revision is asked for: whoever rolled back meant what came of it as well.
+            trials.end_in(connection, clock, row, EndReason.CONTROL_CHANGED, MoveRequest(UPDATER))
+            log.warning("canary_not_promoted", adapter_version=row.adapter_version, reason="another adapter serves")
             return Held.NONE
         promote_in(connection, clock, pointer, row.adapter_version, MoveRequest(UPDATER, "its canary held"))
     return Held.PROMOTED

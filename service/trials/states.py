@@ -41,6 +41,8 @@ class EndReason(StrEnum):
     COLLECTED = "collected"
     LIVE_METRIC = "live_metric"
     """What users did spoke against it."""
+    CONTROL_CHANGED = "control_changed"
+    """The updater's own: what its candidate was made from and compared with does not serve any more."""
     SUPERSEDED = "superseded"
     """A window's candidate was put on trial in its place."""
 

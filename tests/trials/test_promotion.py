@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.adapters import repository as adapters
+from service.adapters import service as registry
 from service.adapters.artifacts import ArtifactStore, VerifiedAdapter
 from service.adapters.moves import MoveRequest
 from service.adapters.states import AdapterState
@@ -105,6 +106,20 @@ def test_files_that_are_out_of_reach_are_waited_for(shelf: Shelf, candidate: str
     assert trials.read(shelf.database).trial is not None
     away.rename(there)
     assert (decide(shelf, lease), serving(shelf)) == (Held.PROMOTED, candidate)
+
+
+def test_what_was_compared_with_an_adapter_that_serves_no_more_is_not_promoted(
+    shelf: Shelf, candidate: str, lease: Lease
+) -> None:
+    """Promoted, it would undo somebody's rollback: it learnt on from what was rolled back."""
+    with shelf.database.read() as connection:
+        base = adapters.read_pointer(connection).base_id
+    assert base is not None
+    other = shelf.adapter(base, 0.2, AdapterState.PASSED)
+    registry.promote(shelf.database, shelf.clock, shelf.artifacts, other, ADMIN)
+    assert trials.read(shelf.database).trial is not None
+    assert (decide(shelf, lease), serving(shelf)) == (Held.NONE, other)
+    assert trials.read(shelf.database).history[0].because is EndReason.CONTROL_CHANGED
 
 
 def test_damaged_files_end_it(shelf: Shelf, candidate: str, lease: Lease) -> None:
