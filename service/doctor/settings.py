@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from service.doctor.findings import Finding, ok, warning
 from service.kit.machine import cores
-from service.settings import Environment, Settings
+from service.settings import Environment, Promote, Settings
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
@@ -64,6 +64,14 @@ def _odd(s: Settings) -> Iterator[tuple[str, str]]:
         yield f"THREADS is {s.threads} on {cores()} cores", "lower ADAPTIDE_THREADS, or leave it: 0 measures"
     if s.shard and s.processes == 1:
         yield "SHARD is set with one process, and does nothing", "raise ADAPTIDE_PROCESSES, or leave it"
+    if s.promote is Promote.CANARY and s.rollback_automatic and s.quality_horizon is not None:
+        counted = s.quality_horizon + s.quality_lateness + 2 * s.quality_bucket
+        if s.canary_duration < counted:
+            yield (
+                f"a canary lasts {s.canary_duration}, and what its users did is counted from {counted} on: it is "
+                "promoted before ROLLBACK_AUTOMATIC can end it",
+                "raise ADAPTIDE_CANARY_DURATION, or lower ADAPTIDE_QUALITY_HORIZON",
+            )
     kept = s.recommendation_retention or s.event_retention
     if s.event_retention is not None and kept is not None and kept > s.event_retention:
         yield (

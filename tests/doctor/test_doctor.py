@@ -26,7 +26,7 @@ from service.kit.clock import Clock, utc_now
 from service.kit.db import Database
 from service.replicas import repository as replicas
 from service.replicas.repository import Replica
-from service.settings import Device, EngineName, Environment, Settings
+from service.settings import Device, EngineName, Environment, Promote, Settings
 from service.tables import metadata
 from service.trials.promotion import UPDATER, begin_in
 from service.windows.service import UPDATER_LEASE
@@ -291,6 +291,7 @@ def test_a_late_or_degraded_replica_is_named(database: Database, settings: Setti
         ({"shard": True}, "SHARD"),
         ({"event_retention": timedelta(days=1), "recommendation_retention": timedelta(days=9)}, "kept longer"),
         ({"window_max_age": timedelta(seconds=0.5)}, "WINDOW_MAX_AGE"),
+        ({"promote": Promote.CANARY, "rollback_automatic": True}, "promoted before ROLLBACK_AUTOMATIC can end it"),
     ],
 )
 def test_settings_at_odds_are_named(what: dict[str, object], said: str) -> None:
