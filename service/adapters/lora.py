@@ -93,7 +93,7 @@ class Dimensions:
         found, transposed = value.get("modules"), value.get("transposed", False)
         if not isinstance(found, dict) or not found or type(transposed) is not bool:
             raise ArtifactError(f"{ADAPTED_LAYERS} lists no modules; build the base again")
-        if len(found) > MOST_LAYERS:
+        if len(found) > MOST_LAYERS * len(PROJECTIONS):  # as many as a config.json may ask for
             raise ArtifactError(f"{ADAPTED_LAYERS} lists {len(found)} modules, which no model has")
         modules = {}
         for name, shape in found.items():

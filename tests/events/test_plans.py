@@ -125,7 +125,7 @@ QUERIES: dict[str, tuple[Run, set[str] | None]] = {
     "the newest event": (events.max_seq, None),
     "ids that are taken": (lambda c: events.hashes(c, {f"1-{n}" for n in range(20)}), None),
     "a batch of events": (lambda c: events.insert_new(c, [_row(n) for n in range(500)]), None),
-    "erasing a user": (lambda c: events.delete_of_user(c, "u50"), None),
+    "erasing a user": (lambda c: events.delete_of_user(c, "u50", START), None),
     "taking back events of an erased user": (lambda c: events.delete(c, {"u50": {"1-50", "2-50"}}), None),
     "when the user was last here": (lambda c: events.last_occurred_at(c, "u50"), None),
     "erasing recommendations": (lambda c: recommending.delete_of_user(c, "u50", {"r"}), None),

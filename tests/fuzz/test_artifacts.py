@@ -156,6 +156,7 @@ def test_any_configuration_is_a_plain_lora_or_refused(config: object) -> None:
 @fuzz(300)
 @given(st.one_of(models.map(lambda m: (Dimensions.of, m)), listed.map(lambda m: (Dimensions.listed, m))))
 @example((Dimensions.of, MODEL | {"num_hidden_layers": 2**24}))
+@example((Dimensions.of, MODEL | {"num_hidden_layers": 1_429}))  # of seven modules each
 @example((Dimensions.of, MODEL | {"num_attention_heads": 2**24}))
 @example((Dimensions.of, MODEL | {"num_attention_heads": 2**20, "head_dim": 2**20}))
 @example((Dimensions.of, MODEL | {"num_key_value_heads": 2**20, "head_dim": 2**20}))
