@@ -1,6 +1,5 @@
 """What the demo starts and stands on: its own folder and store, and the processes of the real commands."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from service.errors import ConfigurationError, Unavailable
 from service.kit import migrate
 from service.kit.clock import utc_now
 from service.kit.db import Database
+from service.kit.files import locked
 from service.settings import PREFIX
 
 HOST = "127.0.0.1"
@@ -75,18 +75,16 @@ def start_command(stack: ExitStack, state: Path, name: str, *arguments: str, **s
 @contextmanager
 def own_folder(folder: Path) -> Iterator[Path]:
     """The demo's folder, emptied, for one demo at a time."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be used: {error}; set ADAPTIDE_HOME") from error
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / "lock"))
         except BlockingIOError:
             raise ConfigurationError(
                 f"another demo runs in {folder}: stop it, or give this one its own ADAPTIDE_HOME"
             ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be used: {error}; set ADAPTIDE_HOME") from error
         state = folder / "state"
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir()

@@ -1,6 +1,7 @@
 """Files that are either wholly there or not there: hashed, fsynced, published by rename."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -26,6 +27,17 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The file `path`, made if need be, is this process's alone until the block ends or the process does.
+
+    Raises BlockingIOError while it is another's, OSError where it cannot be made.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """A backtest from its plan to its raw results: bases, then tasks, on all cores; a killed run goes on where it was."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from service.errors import Conflict, InvalidRequest
 from service.generation.backbone import pick_device
+from service.kit.files import locked
 from service.kit.machine import cores
 from service.settings import Settings
 from trainer.backtest.bases import DECIDES as BASE_SETTINGS
@@ -160,11 +160,13 @@ class Backtest:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Raises Conflict while another process is at work in the folder; a killed one is not."""
-    with (out / "lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(out / "lock"))
         except BlockingIOError:
             raise Conflict(f"another backtest is at work in {out}; wait for it, or give another --out") from None
+        except OSError as error:
+            raise cannot_write(out, error) from error
         yield
 
 

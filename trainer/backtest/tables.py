@@ -10,7 +10,7 @@ from trainer.backtest.statistics import METRICS
 NOTHING = "–"
 MARK = " *"
 """Behind a row that rests on fewer seeds or blocks than were planned."""
-_MARK = {True: "yes", False: "no"}
+_YES_OR_NO = {True: "yes", False: "no"}
 LABELS = {
     "lambda": "λ",
     "ratio": "λ as a share of the first step's gradient",
@@ -190,9 +190,9 @@ def _design(results: Mapping[str, Any]) -> Table:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             Cell(method_label(s)),
-            Cell(_MARK[s["method"].startswith("sd-lora")]),
-            Cell(_MARK["latest" in s["method"]]),
-            Cell(_MARK["inherit" in s["method"]]),
+            Cell(_YES_OR_NO[s["method"].startswith("sd-lora")]),
+            Cell(_YES_OR_NO["latest" in s["method"]]),
+            Cell(_YES_OR_NO["inherit" in s["method"]]),
             *_gained(s, s["ndcg@5"]),
             *_beside(s, other.get(s["method"])),
         )
