@@ -10,16 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from service.catalog.trie import CODES, LEVELS
 from service.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 Codes = tuple[int, int, int, int]
 Float32 = NDArray[np.float32]
@@ -57,7 +59,7 @@ class TfidfEncoder:
     instant: bool = True
 
     @cached_property
-    def _vectorizer(self) -> TfidfVectorizer:
+    def _vectorizer(self) -> "TfidfVectorizer":
         vectorizer = make_vectorizer(vocabulary={term: i for i, term in enumerate(self.terms)})
         vectorizer.idf_ = self.idf.astype(np.float64)
         return vectorizer
@@ -74,8 +76,10 @@ class TfidfEncoder:
         return {"text.idf": self.idf, "text.components": self.components}
 
 
-def make_vectorizer(vocabulary: dict[str, int] | None = None, max_features: int | None = None) -> TfidfVectorizer:
+def make_vectorizer(vocabulary: dict[str, int] | None = None, max_features: int | None = None) -> "TfidfVectorizer":
     """The one TF-IDF configuration; digits count as words, since years and volumes tell items apart."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import: not for every command
+
     return TfidfVectorizer(
         vocabulary=vocabulary,
         max_features=max_features,
@@ -185,7 +189,9 @@ def load_codec(folder: Path) -> Codec:
 
 def _load_text_encoder(config: dict[str, Any], tensors: dict[str, Float32], folder: Path) -> TextEncoder:
     if config["kind"] == "tfidf":
-        return TfidfEncoder(tuple(config["terms"]), tensors["text.idf"], tensors["text.components"])
+        encoder = TfidfEncoder(tuple(config["terms"]), tensors["text.idf"], tensors["text.components"])
+        encoder.encode([""])  # what it imports, now: not within the first request that brings an item
+        return encoder
     if config["kind"] == "minilm":
         from service.generation.minilm import MiniLMEncoder  # a deep-learning runtime, only where it is asked for
 

@@ -3,8 +3,6 @@
 import warnings
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from service.catalog.semantic_ids import Float32
 from service.catalog.trie import CODES, LEVELS
@@ -12,6 +10,9 @@ from service.catalog.trie import CODES, LEVELS
 
 def fit_rqkmeans(embeddings: Float32, *, seed: int) -> Float32:
     """Codebooks float32 [4, 256, d]; unused codes (fewer items than codes) lie infinitely far in effect: at 1e6."""
+    from sklearn.cluster import KMeans  # a second to import: not for every worker
+    from sklearn.exceptions import ConvergenceWarning
+
     residual = embeddings.copy()
     rounding = 1e-5 * np.abs(embeddings).max()
     books = np.full((LEVELS, CODES, embeddings.shape[1]), 1e6, dtype=np.float32)

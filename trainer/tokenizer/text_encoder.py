@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.decomposition import TruncatedSVD
 
 from service.catalog.semantic_ids import TfidfEncoder, make_vectorizer
 from service.errors import CatalogueError
@@ -14,6 +13,8 @@ def fit_tfidf(texts: Sequence[str], *, dimensions: int, max_terms: int, seed: in
 
     Raises CatalogueError when no text holds a word.
     """
+    from sklearn.decomposition import TruncatedSVD  # a second to import: not for every worker
+
     vectorizer = make_vectorizer(max_features=max_terms)
     try:
         weights = vectorizer.fit_transform(texts)
