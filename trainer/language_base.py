@@ -109,7 +109,8 @@ def train_language_base(
 
     if kept is not None:
         lora = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
-        kept = kept.keyed(recipe.train, lora, circumstances(examples.training, validation, codes, config, group))
+        known = circumstances(examples.training, validation, codes, config, backbone.device, group)
+        kept = kept.keyed(recipe.train, lora, known)
 
     def train(trained: Backbone, parameters: Sequence[nn.Parameter]) -> FitReport:
         return fit(

@@ -205,7 +205,8 @@ def adapt(
                 () if incumbent is None else (incumbent.tensors, incumbent.scale, incumbent.method, incumbent.state)
             )
             rules = method.name, settings.model_dump(mode="json", include=DECIDES)
-            kept = kept.keyed(*rules, before, circumstances(examples.training, validation, codes, config, group))
+            known = circumstances(examples.training, validation, codes, config, backbone.device, group)
+            kept = kept.keyed(*rules, before, known)
         fitted = fit(
             lora.backbone,
             stage.parameters,

@@ -37,15 +37,16 @@ def circumstances(
     validation: Sequence[Case],
     codes: NDArray[np.int16],
     config: object,
+    device: torch.device,
     group: Group,
 ) -> tuple[object, ...]:
-    """What decides the numbers of any training: data as the model sees them, settings, processes, torch itself."""
+    """What decides the numbers of any training: data as the model sees them, settings, device, processes, torch."""
     return (
         FORMAT,
         [(codes[sequence.rows], sequence.first_target) for sequence in training],
         [(codes[case.history], codes[case.target]) for case in validation],
         repr(config),
-        (group.size, group.sharded, torch.__version__, torch.get_num_threads()),
+        (device.type, group.size, group.sharded, torch.__version__, torch.get_num_threads()),
     )
 
 

@@ -91,7 +91,7 @@ def train_base(
     parameters = list(backbone.model.parameters())
     if kept is not None:
         whole = [TrainingSequence(rows, 0) for rows in users]
-        kept = kept.keyed(circumstances(whole, validation, index.codes, fit_config, group))
+        kept = kept.keyed(circumstances(whole, validation, index.codes, fit_config, backbone.device, group))
     report = fit(
         backbone,
         parameters,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
@@ -12,8 +13,10 @@ from service.settings import Settings
 from tests.trainer import ranks
 from tests.trainer.methods.windows import train
 from trainer.checkpoints import Checkpoints, kept_training
-from trainer.group import ALONE
+from trainer.examples import Case, TrainingSequence
+from trainer.group import ALONE, Group
 from trainer.methods.base import Adapter
+from trainer.resume import circumstances
 
 torch.set_num_threads(1)  # with more, sums of the same numbers come out in another order from time to time
 
@@ -112,6 +115,24 @@ def test_keys_tell_trainings_apart_by_everything_that_decides_them(tmp_path: Pat
     assert len(set(keys)) == len(keys)
     assert kept.keyed(rows.clone()).key == keys[0]
     assert kept.keyed(1).keyed(2).key != kept.keyed(2).keyed(1).key
+
+
+def test_a_training_begun_elsewhere_or_over_other_data_is_another_one(tmp_path: Path) -> None:
+    kept, codes, rows = Checkpoints(tmp_path, "window 2", 0.0), np.eye(3, 4, dtype=np.int16), np.array([0, 1])
+    cpu, sequences, cases = torch.device("cpu"), [TrainingSequence(rows, 1)], [Case("u", rows, 2, rows)]
+    told = [
+        (sequences, cases, codes, "config", cpu, ALONE),
+        (sequences * 2, cases, codes, "config", cpu, ALONE),
+        ([TrainingSequence(rows, 0)], cases, codes, "config", cpu, ALONE),
+        (sequences, [Case("u", rows, 1, rows)], codes, "config", cpu, ALONE),
+        (sequences, cases, codes + np.int16(1), "config", cpu, ALONE),
+        (sequences, cases, codes, "other", cpu, ALONE),
+        (sequences, cases, codes, "config", torch.device("cuda"), ALONE),
+        (sequences, cases, codes, "config", cpu, Group(0, 2, cpu)),
+    ]
+    keys = [kept.keyed(circumstances(*one)).key for one in told]
+    assert len(set(keys)) == len(keys)
+    assert kept.keyed(circumstances(*told[0])).key == keys[0]
 
 
 def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path: Path) -> None:

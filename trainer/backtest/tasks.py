@@ -118,7 +118,7 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     except ValueError as error:
         raise InvalidRequest(f"{option} takes numbers separated by commas, not {text!r}") from error
     if any(not 0 < number < 1e9 for number in numbers):
-        raise InvalidRequest(f"{option} takes numbers above 0, not {text!r}")
+        raise InvalidRequest(f"{option} takes numbers above 0 and below 1e9, not {text!r}")
     return tuple(dict.fromkeys(numbers))
 
 
