@@ -82,6 +82,10 @@ class Conflict(AdaptideError):
     slug, status, title = "conflict", 409, "Conflict with the present state"
 
 
+class Overtaken(Conflict):
+    """What the work rested on was changed by somebody while it was done; done anew, it may go through."""
+
+
 class PreconditionFailed(AdaptideError):
     slug, status, title = "precondition_failed", 412, "The revision has moved on"
 

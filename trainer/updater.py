@@ -17,7 +17,7 @@ from service.adapters.bus import Announce, Change, nobody
 from service.adapters.repository import NewAdapter
 from service.catalog.follower import CatalogueFollower
 from service.catalog.index import CatalogueIndex
-from service.errors import AdaptideError, ArtifactError, Conflict, LeaseLost
+from service.errors import AdaptideError, ArtifactError, Conflict, LeaseLost, Overtaken, PreconditionFailed
 from service.generation.backbone import Backbone, pick_device
 from service.kit.clock import Clock
 from service.kit.crash_points import CrashPoint, crash_point
@@ -194,7 +194,7 @@ class Updater:
             self._conclude(window, lease, update)
         except LeaseLost as error:
             log.warning("window_left", window_id=window.window_id, reason=error.detail)
-        except Stopped as error:
+        except (Stopped, Overtaken, PreconditionFailed) as error:  # the window is not to blame
             self._fail(window, lease, update, error.detail, counted=False)
         except AdaptideError as error:
             self._fail(window, lease, update, error.detail)
@@ -394,7 +394,7 @@ class Updater:
     def _serving(self, index: CatalogueIndex) -> Serving | None:
         """The verified base and adapter that the pointer names; None without a base.
 
-        Raises Conflict when another base was activated since `index` was read.
+        Raises Overtaken when another base was activated since `index` was read.
         """
         with self._database.read() as connection:
             pointer = adapters.read_pointer(connection)
@@ -404,7 +404,7 @@ class Updater:
         if base_row is None:
             return None
         if index.base_id != pointer.base_id:
-            raise Conflict("another base was activated meanwhile; the window is tried again under it")
+            raise Overtaken("another base was activated meanwhile; the window is tried again under it")
         if self._backbone is None or self._backbone[0] != base_row.base_id:
             verified = self._artifacts.open_base(base_row.base_id, base_row.digest)
             device = pick_device(self._settings.device)

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy.engine import Connection
 
 from service.audit import repository as audit
-from service.errors import Conflict
+from service.errors import Overtaken
 from service.events import repository as events
 from service.kit.clock import Clock
 from service.kit.db import DEADLOCK, LOCK_TIMEOUT, Database, again
@@ -85,9 +85,9 @@ def count_erased(database: Database, learners: Learners) -> int:
 
 
 def require_none_erased(connection: Connection, learners: Learners) -> None:
-    """Raises Conflict when one of them was erased since their events were read; none is until the transaction ends."""
+    """Raises Overtaken when one of them was erased since their events were read; none is until the transaction ends."""
     if gone := repository.erased_since(connection, learners.erasures, learners.user_ids):
-        raise Conflict(
+        raise Overtaken(
             f"{gone} of the users that it learnt from were erased meanwhile; the window is trained again without them"
         )
 

@@ -73,7 +73,7 @@ def next_attempt(
 ) -> datetime | None:
     """When a failed window may be tried again: `pause` after its first failure, twice that after the next, and so on.
 
-    At once where no attempt counts, since the only ones were left when their updater was told to stop.
+    At once where no attempt counts, since the only ones were left when their updater was told to stop, or overtaken.
 
     LONGEST_PAUSE at most, or `pause` where that is longer. None for one that did not fail, or failed for good.
     """

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.audit import repository as audit
-from service.errors import Conflict
+from service.errors import Overtaken
 from service.events import partitions
 from service.events.service import ingest
 from service.events.tables import events
@@ -238,7 +238,7 @@ def test_what_learnt_from_a_user_who_was_erased_since_is_refused(database: Datab
     for users, refused in ((("a", GONE), True), (("a", "long gone"), False), ((), False)):
         with database.write() as connection:
             if refused:
-                with pytest.raises(Conflict, match="1 of the users that it learnt from were erased"):
+                with pytest.raises(Overtaken, match="1 of the users that it learnt from were erased"):
                     require_none_erased(connection, Learners(users, erasures))
             else:
                 require_none_erased(connection, Learners(users, erasures))
