@@ -75,7 +75,8 @@ class EventBatcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if left := self.close():
+            _log.error("%d events could not be sent and are dropped; call close() yourself to keep them", len(left))
 
     @property
     def pending(self) -> int:

@@ -246,6 +246,16 @@ def test_a_full_buffer_waits_or_drops_and_what_is_left_is_given_back() -> None:
     dropping.close(0.01)
 
 
+def test_the_end_of_a_with_says_how_many_events_it_drops(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(EventBatcher.close, "__defaults__", (0.01,))  # half a minute
+    with EventBatcher(away()) as batcher:
+        batcher.add(event(1))
+        batcher.add(event(2))
+    assert "2 events could not be sent and are dropped" in caplog.text
+
+
 def test_many_threads_may_add(url: str, token: str, database: Database) -> None:
     with Client(url, token) as client, EventBatcher(client, linger=0.01, batch=50, capacity=100) as batcher:
         threads = [
