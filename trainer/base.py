@@ -99,9 +99,10 @@ def build_base(
                 f"no user has {settings.min_events_per_user} events with known items, so there is nothing to train a "
                 "base on; import items and more events first (ADAPTIDE_MIN_EVENTS_PER_USER sets the number)"
             )
+        held_out = {(case.user_id, index.items[case.target].item_id) for case in (*examples.validation, *examples.test)}
         counted = Popularity(settings.popularity_half_life)
         with database.read(patient=True) as connection:
-            count_through(connection, counted, through_seq, settings.ignored_event_types)
+            count_through(connection, counted, through_seq, settings.ignored_event_types, without=held_out)
         popularity = counted.by_row(index)
     with tempfile.TemporaryDirectory(prefix="adaptide-") as folder:
         with steps.step("fit") as row:

@@ -109,7 +109,7 @@ def training_settings(learnt: Learnt, settings: Settings, basis: dict[str, Any])
         "alpha": learnt.candidate.scale * learnt.candidate.rank,
         "dropout": settings.lora_dropout,
         "learning_rate": settings.learning_rate_update,
-        "epochs": settings.update_epochs,
+        "epochs": len(learnt.fit.losses),
         "batch_size": settings.update_batch_size,
         "proximal_weight": learnt.fit.penalty_weight,
         "proximal_group_by": settings.proximal_group_by.value,

@@ -9,7 +9,7 @@ from service.catalog.index import CatalogueIndex
 from service.events import repository
 from service.events.repository import PopularityKey
 from service.kit.db import Database
-from service.recommend.popularity import EPOCH
+from service.recommend.popularity import EPOCH, FAINTEST
 from service.recommend.ranking import Float64
 from service.recommend.votes import Votes
 from service.settings import Settings
@@ -49,7 +49,8 @@ class KeptPopularity:
         exponents = np.array([found.get(item.item_id, -np.inf) for item in index.items])
         if not np.isfinite(exponents).any():
             return np.zeros(len(exponents))
-        return np.asarray(np.exp2(exponents - exponents.max()))
+        weights = np.exp2(np.maximum(exponents - exponents.max(), FAINTEST))
+        return np.where(np.isfinite(exponents), weights, 0.0)
 
     def _start(self, through_seq: int, keep: bool) -> None:
         """Stand at what is held or at what is stored: the further one, but the stored one where it is to be moved."""

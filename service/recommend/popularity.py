@@ -10,6 +10,8 @@ from service.catalog.index import CatalogueIndex
 from service.recommend.ranking import Float64
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FAINTEST = -1000.0
+"""Exponent of 2 at which an old interaction still counts: a weight of 0 is an item that nobody ever took."""
 
 
 class Popularity:
@@ -31,11 +33,11 @@ class Popularity:
                 if self._offset is None:
                     self._offset = exponent
                 elif exponent - self._offset > 500:  # 2^500 is far from overflow; rebase long before 2^1023
-                    factor = 2.0 ** max(self._offset - exponent, -1000.0)
+                    factor = 2.0 ** max(self._offset - exponent, FAINTEST)
                     self._weights = {item: weight * factor for item, weight in self._weights.items()}
                     self._offset = exponent
                 self._newest = exponent if self._newest is None else max(exponent, self._newest)
-                weight = 2.0 ** max(exponent - self._offset, -1000.0)
+                weight = 2.0 ** max(exponent - self._offset, FAINTEST)
                 self._weights[item_id] = self._weights.get(item_id, 0.0) + weight
                 count += 1
         return count

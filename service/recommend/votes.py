@@ -5,7 +5,7 @@ are ranges of the sequence, the same for whoever counts, so all that count agree
 held.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -50,11 +50,19 @@ class Votes:
 
 
 def count_through(
-    connection: Connection, popularity: Popularity, through_seq: int, ignored_types: Collection[str]
+    connection: Connection,
+    popularity: Popularity,
+    through_seq: int,
+    ignored_types: Collection[str],
+    *,
+    without: Container[tuple[str, str]] = frozenset(),
 ) -> tuple[int, int]:
-    """Add every event with seq <= through_seq that is stored; the first and the last of them, 0 and 0 without any."""
+    """Add every event with seq <= through_seq that is stored; the first and the last of them, 0 and 0 without any.
+
+    without: (user_id, item_id) that are not counted, such as answers that something is going to be scored by.
+    """
     votes, first, last = Votes(ignored_types), 0, 0
     while rows := repository.interactions_after(connection, last, PAGE, through_seq):
-        popularity.add(votes.take(rows))
+        popularity.add(votes.take(row for row in rows if (row.user_id, row.item_id) not in without))
         first, last = first or rows[0].seq, rows[-1].seq
     return first, last

@@ -222,8 +222,8 @@ def conclude(
     expected_revision: the revision that the candidate was compared under. When an admin has moved the pointer since,
     a promotion raises PreconditionFailed and nothing is written: the window is to be trained again from what serves
     now. Raises LeaseLost when the lease or the claim is no longer this updater's, ArtifactError when the published
-    candidate does not verify, Conflict when the verdict and the candidate do not go together, Overtaken when a user that
-    the candidate has learnt from was erased meanwhile.
+    candidate does not verify, Conflict when the verdict and the candidate do not go together, Overtaken when a user
+    that the candidate has learnt from was erased meanwhile.
     """
     if outcome.verdict not in OUTCOMES:
         raise Conflict(f"an update does not end as {outcome.verdict}; see fail() for failures")

@@ -168,6 +168,16 @@ def test_decades_between_interactions_neither_overflow_nor_divide_by_zero() -> N
     assert added(weights, [], day) == {}
 
 
+def test_what_was_taken_ages_ago_was_taken(shop: Shop) -> None:
+    """With nothing left of its weight it would be an item that nobody had ever taken."""
+    ages = [("e0", "i0", worlds.START - timedelta(days=3_000)), ("e1", "i1", worlds.START)]
+    for event_id, item, at in ages:
+        worlds.send(shop.database, shop.clock, [worlds.event(event_id, "u", item, at, "buy")])
+    found = shop.keeper().by_row(INDEX, 2, keep=False)  # 1,500 half-lives
+    assert (found > 0).tolist() == [True, True] + [False] * 10
+    assert found[0] < 1e-200
+
+
 def stored(shop: Shop) -> tuple[int | None, Sequence[tuple[str, float]]]:
     key = PopularityKey(
         shop.settings.popularity_half_life.total_seconds(), tuple(sorted(shop.settings.ignored_event_types))

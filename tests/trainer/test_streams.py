@@ -213,6 +213,10 @@ def test_popularity_counts_what_is_an_interaction_up_to_the_end_and_a_user_once_
         counted[end] = {item: round(weight, 3) for item, weight in popularity.weights().items()}
     assert counted[through] == {"a": 2, "b": 1, "x": 1}
     assert counted[store.through] == {"a": 2, "b": 1, "x": 1, "c": 1, "d": 1}
+    popularity = Popularity(day)
+    with store.database.read() as connection:
+        count_through(connection, popularity, through, frozenset({"impression"}), without={("v", "a"), ("u", "x")})
+    assert {item: round(weight, 3) for item, weight in popularity.weights().items()} == {"a": 1, "b": 1}
 
 
 def test_who_does_not_act_like_a_person_is_reported_and_learnt_from_like_any_other(store: Store) -> None:

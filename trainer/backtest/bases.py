@@ -56,13 +56,16 @@ def base_folder(out: Path, seed: int) -> Path:
 def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder: Path, report: Report) -> None:
     """Tokenizer (unless the data has codes) and backbone from block 1 alone; writes `folder` whole or not at all.
 
-    What an unfinished training has come to is kept beside it, and goes when the base is there.
+    What an unfinished training has come to is kept beside it, and goes when the base is there. Raises Conflict for one
+    that is there and was made from something else.
     """
     interval = settings.checkpoint_interval.total_seconds()
     kept, kept_codes = (
         Checkpoints(folder.with_name(f".{what}-{folder.name}"), "", interval) for what in ("checkpoints", "codes")
     )
+    wanted = made_from(data, recipe, settings)
     if folder.exists():
+        _check_made_from(folder, wanted, f"delete {folder}, and what was learnt on it in tasks, or give another --out")
         kept.clear()
         kept_codes.clear()
         return
@@ -79,7 +82,8 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
             f"no user of block 1 has {settings.min_events_per_user} interactions, so there is nothing to train a base "
             "on; give more data or lower ADAPTIDE_MIN_EVENTS_PER_USER"
         )
-    popularity = popularity_before(data, 1, settings.popularity_half_life)
+    held_out = (*examples.validation, *examples.test)
+    popularity = popularity_before(data, 1, settings.popularity_half_life, without=held_out)
     trained = train_backbone(
         recipe,
         examples,
@@ -88,7 +92,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
         settings,
         language_model,
         report,
-        kept=kept.keyed(made_from(data, recipe, settings)) if interval > 0 else None,
+        kept=kept.keyed(wanted) if interval > 0 else None,
     )
     fitted = trained.fit
     with publish_folder(folder) as staging:
@@ -100,7 +104,7 @@ def fit_base(data: BacktestData, recipe: BaseRecipe, settings: Settings, folder:
         save_file({"codes": codes}, staging / "codes.safetensors")
         measured = {
             "best_epoch": fitted.best_epoch,
-            "made_from": made_from(data, recipe, settings),
+            "made_from": wanted,
             "validation": fitted.scores,
             "losses": fitted.losses,
             "seconds": round(fitted.seconds, 1),
@@ -161,10 +165,14 @@ def take_base(other: Path, folder: Path, wanted: str) -> None:
     """Copy an earlier backtest's base of the same seed, if there is one. Raises Conflict for one of something else."""
     if folder.exists() or not other.exists():
         return
-    if orjson.loads((other / "base.json").read_bytes()).get("made_from") != wanted:
-        raise Conflict(f"{other} was made from other data or with other settings; leave --bases out to fit it anew")
+    _check_made_from(other, wanted, "leave --bases out to fit it anew")
     with publish_folder(folder) as staging:
         shutil.copytree(other, staging, dirs_exist_ok=True)
+
+
+def _check_made_from(folder: Path, wanted: str, remedy: str) -> None:
+    if orjson.loads((folder / "base.json").read_bytes()).get("made_from") != wanted:
+        raise Conflict(f"{folder} was made from other data or with other settings; {remedy}")
 
 
 def index_of(data: BacktestData, codes: NDArray[np.int16]) -> CatalogueIndex:

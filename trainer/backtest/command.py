@@ -88,6 +88,7 @@ def backtest(
         raise InvalidRequest("--split is for raw events; ready blocks come as they are split")
     other = _finished(beside) if beside else None
 
+    from service.generation.backbone import pick_device
     from trainer.backtest.report import (  # seconds to import: not to be misread first
         markdown,
         summarise,
@@ -118,6 +119,8 @@ def backtest(
     if bases is not None and not (bases.expanduser() / "bases").is_dir():
         raise InvalidRequest(f"--bases {bases}: there are no bases in it; name the --out of an earlier backtest")
     settings = load_settings()
+    for task in plan.tasks():  # a value that a task cannot have is refused before anything is done
+        task.settings(settings)
     configure_logging("WARNING")
     if dataset:
         data = from_dataset(load_dataset(dataset, settings.home_dir), split.value)
@@ -133,7 +136,7 @@ def backtest(
         settings,
         plan,
         out.expanduser().resolve(),
-        workers or (1 if settings.device == "cuda" else cores()),
+        workers or (1 if pick_device(settings.device).type == "cuda" else cores()),
         " ".join(["adaptide", *map(shlex.quote, sys.argv[1:])]),
         "ready blocks" if blocks else split.value,
         bases.expanduser().resolve() if bases else None,

@@ -1,5 +1,6 @@
 """The blocks that a backtest learns from and is scored on: D_1, on which a base is built, then the increments."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -7,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import DatasetError
+from service.recommend.popularity import FAINTEST
 from trainer.datasets import DatasetItem
-from trainer.examples import Rows, UserStream, build_examples
-
-_FAINTEST = -1000.0  # exponent of 2 at which an old interaction still counts, as in service.recommend.popularity
+from trainer.examples import Case, Rows, UserStream, build_examples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,21 +60,27 @@ def streams(data: BacktestData, t: int) -> tuple[UserStream, ...]:
     )
 
 
-def popularity_before(data: BacktestData, t: int, half_life: timedelta | None) -> NDArray[np.float64]:
+def popularity_before(
+    data: BacktestData, t: int, half_life: timedelta | None, without: Sequence[Case] = ()
+) -> NDArray[np.float64]:
     """Recency-weighted popularity of each item as of the end of block t - 1 (0: D_1), the largest scaled to 1.
 
     float64 [items]. An interaction counts 2^(-age / half_life); without timestamps or half-life all count alike.
+    without: cases whose answers are not counted, since something is going to be scored by them.
     """
+    place_of = {user: place for place, user in enumerate(data.users)} if without else {}
+    answers = np.array([place_of[case.user_id] * len(data.items) + case.target for case in without], dtype=np.int64)
     past = data.blocks[:t]
     weights = np.zeros(len(data.items))
     times = [block.timestamp for block in past if block.timestamp is not None]
     newest = max((float(own.max()) for own in times if len(own)), default=0.0)
     for block in past:
+        counted = ~np.isin(block.user * len(data.items) + block.item, answers)
         if block.timestamp is None or half_life is None:
-            counts = np.bincount(block.item, minlength=len(weights))
+            counts = np.bincount(block.item[counted], minlength=len(weights))
         else:
-            exponents = np.maximum((block.timestamp - newest) / half_life.total_seconds(), _FAINTEST)
-            counts = np.bincount(block.item, 2.0**exponents, minlength=len(weights))
+            exponents = np.maximum((block.timestamp[counted] - newest) / half_life.total_seconds(), FAINTEST)
+            counts = np.bincount(block.item[counted], 2.0**exponents, minlength=len(weights))
         weights += counts
     largest = weights.max(initial=0.0)
     return weights / largest if largest > 0 else weights

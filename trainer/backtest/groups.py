@@ -1,13 +1,14 @@
 """Who a method helps: how far each scored user drifted in a block, how much of their past is known, and what is new."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.catalog.trie import CODES
 from trainer.backtest.blocks import Blocks
 from trainer.backtest.data import streams
+from trainer.drift import jensen_shannon
 
 
 def user_groups(blocks: Blocks, codes: NDArray[np.int16]) -> dict[str, Any]:
@@ -39,19 +40,8 @@ def _traits(blocks: Blocks, t: int, users: list[str], codes: NDArray[np.int16]) 
     return {
         "users": users,
         "drift": [
-            _distance(codes[stream.earlier, 0], codes[stream.window, 0]) if len(stream.earlier) else None
+            jensen_shannon(*(Counter(codes[rows, 0].tolist()) for rows in (stream.earlier, stream.window)))
             for stream in asked
         ],
         "history": [len(stream.earlier) for stream in asked],
     }
-
-
-def _distance(before: NDArray[np.int16], after: NDArray[np.int16]) -> float:
-    p, q = (np.bincount(part, minlength=CODES) / len(part) for part in (before, after))
-    middle = (p + q) / 2
-
-    def divergence(own: NDArray[np.float64]) -> float:
-        some = own > 0
-        return float((own[some] * np.log2(own[some] / middle[some])).sum())
-
-    return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))

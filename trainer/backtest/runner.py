@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import torch
 
-from service.errors import Conflict, InvalidRequest
+from service.errors import AdaptideError, Conflict, InvalidRequest
 from service.generation.backbone import pick_device
 from service.kit.files import locked
 from service.kit.machine import cores
@@ -23,16 +23,17 @@ from trainer.backtest.data import BacktestData, check_scorable
 from trainer.backtest.groups import asked_groups, user_groups
 from trainer.backtest.tasks import Plan, Task
 from trainer.backtest.work import read_blocks, read_json
-from trainer.backtest.workers import Pool, fit_seed, run_one
+from trainer.backtest.workers import Pool, base_part, fit_seed, run_one
 from trainer.learn import DECIDES as TRAINING_SETTINGS
 from trainer.progress import Report
 from trainer.recipe import BaseRecipe
 
 FORMAT = 1
+LOCK = "lock"
 _COMMON = {
     *(BASE_SETTINGS | TRAINING_SETTINGS) - {"seed"},
     *("update_epochs", "update_min_steps", "update_batch_size", "learning_rate_update", "weight_decay"),
-    *("beams", "evaluation_users", "evaluation_items_per_user", "device"),
+    *("beams", "evaluation_users", "evaluation_items_per_user"),
 }
 """Settings that a backtest's figures depend on, beside what a task sets itself."""
 
@@ -60,12 +61,19 @@ class Backtest:
         What fails does not end what else there is to do; the first error is raised when that is done.
         """
         check_scorable(self.data, self.settings.min_events_per_user)
-        self._claim()
         seeds = range(self.plan.seeds)
-        with _alone(self.out), Pool(self, report) as pool:
+        self._make_folder()
+        with _alone(self.out):
+            self._claim()
             remove_partial(self.out)
-            pool.run("bases", [(f"base, seed {seed}", partial(fit_seed, seed)) for seed in seeds])
-            pool.run("tasks", [(task.name, partial(run_one, task)) for task in self.plan.tasks()])
+            with Pool(self, report) as pool:
+                failed = pool.run("bases", [(base_part(seed), partial(fit_seed, seed)) for seed in seeds])
+                ready = [task for task in self.plan.tasks() if base_part(task.seed) not in failed]
+                done = pool.run("tasks", [(task.name, partial(run_one, task)) for task in ready])
+        for error in [*failed.values(), *done.values()]:
+            if isinstance(error, AdaptideError) and len(done) < len(ready):
+                raise type(error)(f"{error.detail}; the rest is done and kept: --so-far shows it") from error
+            raise error
         return self._raw()
 
     def so_far(self) -> dict[str, Any]:
@@ -129,24 +137,30 @@ class Backtest:
             "first_stage": next((row.get("across", {}) for row in found if row["block"] == 1), {}),
         }
 
+    def _make_folder(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not (self.out / "backtest.json").exists() and {path.name for path in self.out.iterdir()} - {LOCK}:
+                raise Conflict(f"{self.out} is not empty and holds no backtest; give another --out")
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
+
     def _claim(self) -> None:
         """One folder holds one comparison: the same data, base and settings; methods and seeds may be added."""
         own = {
             "format": FORMAT,
             "data": self.data.digest,
             "recipe": asdict(self.recipe),
+            "device": pick_device(self.settings.device).type,
             "settings": _common(self.settings),
         }
         wanted = orjson.loads(orjson.dumps(own, default=list))
         path = self.out / "backtest.json"
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            if not path.exists() and any(self.out.iterdir()):
-                raise Conflict(f"{self.out} is not empty and holds no backtest; give another --out")
             held = read_json(path, f"delete {self.out}") if path.exists() else {}
             if not (unlike := _unlike(held, wanted)):
                 return
-            if held and (self._bases() or any((self.out / "tasks").glob("*"))):
+            if any(any((self.out / kind).glob("*")) for kind in ("bases", "tasks")):
                 raise Conflict(
                     f"{self.out} holds a backtest with other {', '.join(unlike)}; give another --out or remove it"
                 )
@@ -162,7 +176,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Raises Conflict while another process is at work in the folder; a killed one is not."""
     with ExitStack() as held:
         try:
-            held.enter_context(locked(out / "lock"))
+            held.enter_context(locked(out / LOCK))
         except BlockingIOError:
             raise Conflict(f"another backtest is at work in {out}; wait for it, or give another --out") from None
         except OSError as error:
@@ -181,6 +195,8 @@ def _common(settings: Settings) -> dict[str, Any]:
 def _unlike(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What another comparison's folder differs in; what it does not name, or names beyond, plays no part."""
     found = [name for name in ("format", "data") if held.get(name) != wanted[name]]
+    if held.get("device", wanted["device"]) != wanted["device"]:
+        found.append("device")
     if held.get("recipe") != wanted["recipe"]:
         one, other = (_leaves(own.get("recipe") or {}) for own in (held, wanted))
         found.append(f"base ({', '.join(sorted({name for name, _ in one ^ other}))})")

@@ -58,7 +58,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Names its folder: `peso.lambda=5.seed-0`."""
+        """Names its folder: `peso.lambda=5.0.seed-0`."""
         changed = f".{self.variant[0]}={self.variant[1]}" if self.variant else ""
         return f"{self.method}{changed}.seed-{self.seed}"
 
@@ -73,11 +73,20 @@ class Task:
             case (Sweep.LEARNING_RATE, value):
                 changes |= {"learning_rate_update": float(value)}
             case (Sweep.RANK, value):  # the scale alpha / r stays
-                alpha = max(1, round(common.lora_alpha * int(value) / common.lora_rank))
-                changes |= {"lora_rank": int(value), "lora_alpha": alpha}
+                changes |= {"lora_rank": int(value), "lora_alpha": _alpha(common, int(value))}
             case (Sweep.GROUP_BY, value):
                 changes |= {"proximal_group_by": value}
         return Settings.model_validate({**common.model_dump(), **changes})
+
+
+def _alpha(common: Settings, rank: int) -> int:
+    alpha, rest = divmod(common.lora_alpha * rank, common.lora_rank)
+    if rest:
+        raise InvalidRequest(
+            f"--ranks {rank} would change the scale of the adapter as well: alpha / r is {common.lora_alpha} / "
+            f"{common.lora_rank}, and alpha is a whole number; give another rank, or another ADAPTIDE_LORA_ALPHA"
+        )
+    return alpha
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from trainer.learn import adapt, served
 from trainer.methods import make_method
 from trainer.methods.base import Adapter
 from trainer.names import LORA_METHODS, RANKERS
-from trainer.progress import Report
+from trainer.progress import Report, silent
 from trainer.two_tower import make_ranker, training_positives
 from trainer.two_tower.base import Ranker
 
@@ -76,7 +77,7 @@ def run_task(task: Task, blocks: Blocks, base: BacktestBase, folder: Path, repor
             ranks = runner.ranks(t, coming)  # before anything of the block is learnt
             row["prequential"] = {"users": [case.user_id for case in coming], "ranks": ranks.tolist()}
         started = time.monotonic()
-        learnt = runner.learn(t, _within(report, task.name, t, len(blocks)))
+        learnt = runner.learn(t, _within(report, task.name, t, len(blocks)) if t else silent)
         row |= {"seconds": round(time.monotonic() - started, 3), **learnt}
         if t:
             test = blocks.test(t)
@@ -191,7 +192,7 @@ class RankerRunner:
         positives = training_positives(
             streams(blocks.data, t), blocks.data.users, min_events=blocks.settings.min_events_per_user
         )
-        learnt = self._ranker.learn(t, positives, blocks.examples(t), lambda done, total: None)
+        learnt = self._ranker.learn(t, positives, blocks.examples(t), partial(report, "fit"))
         self.trainable_parameters = learnt.trainable_parameters
         return {"losses": list(learnt.losses), "best_epoch": learnt.best_epoch}
 

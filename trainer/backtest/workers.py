@@ -50,9 +50,9 @@ class Pool:
                 process.terminate()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, what: str, jobs: list[tuple[str, Callable[[], None]]]) -> None:
-        """All jobs; raises the first error once none is left to do."""
-        failed: list[BaseException] = []
+    def run(self, what: str, jobs: list[tuple[str, Callable[[], None]]]) -> dict[str, BaseException]:
+        """All jobs; which of them failed, and with what, in that order."""
+        failed: dict[str, BaseException] = {}
         share = dict.fromkeys((name for name, _ in jobs), 0.0)
         names: dict[Future[None], str] = {self._executor.submit(job): name for name, job in jobs}
         waiting = set(names)
@@ -60,7 +60,7 @@ class Pool:
             done, waiting = wait(waiting, timeout=0.5)
             for future in done:
                 if error := future.exception():
-                    failed.append(error)
+                    failed[names[future]] = error
                     unforeseen = None if isinstance(error, AdaptideError) else error
                     log.error("backtest_part_failed", part=names[future], error=str(error), exc_info=unforeseen)
             with suppress(queue.Empty):
@@ -69,11 +69,8 @@ class Pool:
                     if name in share:  # the last ones of the jobs before may come late
                         share[name] = part
             self._report(what, int(1000 * sum(share.values())), 1000 * len(jobs))
-        if failed and isinstance(failed[0], AdaptideError) and len(jobs) > 1:
-            raise type(failed[0])(f"{failed[0].detail}; the rest is done and kept: --so-far shows it") from failed[0]
-        if failed:
-            raise failed[0]
         self._report(what, 1000 * len(jobs), 1000 * len(jobs))
+        return failed
 
 
 @dataclass(slots=True)
@@ -104,11 +101,16 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def base_part(seed: int) -> str:
+    """What the base of a seed is called among the parts of a backtest."""
+    return f"base, seed {seed}"
+
+
 def fit_seed(seed: int) -> None:
     worker = _working()
     backtest = worker.backtest
     _share_device(backtest, backtest.plan.seeds)
-    name = f"base, seed {seed}"
+    name = base_part(seed)
 
     def report(step: str, done: int, total: int) -> None:
         if step == "base":

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from service.errors import ConfigurationError
-from trainer.two_tower.base import LearnReport, Positives, Ranker, case_pairs, training_positives
+from trainer.two_tower.base import LearnReport, Positives, Ranker, training_positives
 from trainer.two_tower.ranker import Continual, LightGcnRanker
 from trainer.two_tower.sasrec import SasRecRanker
 
 NAMES = (*(method.value for method in Continual), SasRecRanker.name)
 
-__all__ = ["NAMES", "LearnReport", "Positives", "Ranker", "case_pairs", "make_ranker", "training_positives"]
+__all__ = ["NAMES", "LearnReport", "Positives", "Ranker", "make_ranker", "training_positives"]
 
 
 def make_ranker(

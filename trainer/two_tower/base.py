@@ -28,7 +28,6 @@ class LearnReport:
 
     losses: tuple[float, ...] = ()
     best_epoch: int = 0
-    seconds: float = 0.0
     trainable_parameters: int = 0
 
     @property
@@ -75,12 +74,6 @@ def training_positives(streams: Sequence[UserStream], users: Sequence[str], *, m
     places = user_places([stream.user_id for stream in kept], {user: i for i, user in enumerate(users)})
     none = np.zeros(0, dtype=np.int64)
     return Positives(np.repeat(places, [len(rows) for rows in items]), np.concatenate([none, *items]))
-
-
-def case_pairs(cases: Sequence[Case], users: Sequence[str]) -> Positives:
-    """(user, target) of each case. Raises DatasetError for a user who is not in `users`."""
-    places = user_places([case.user_id for case in cases], {user: i for i, user in enumerate(users)})
-    return Positives(places, np.array([case.target for case in cases], dtype=np.int64))
 
 
 def user_places(user_ids: Sequence[str], place_of: Mapping[str, int]) -> Rows:

@@ -1,7 +1,6 @@
 """One block of LightGCN training: BPR over the block's pairs, propagated over the block's graph. Read top to bottom."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +70,6 @@ def train_block(
     negatives: int64, rows to draw negatives from. validate: of propagated tables, higher is better; the training loss
     decides between equal scores, so that a model that ranks nothing right yet goes on. weights: the penalty's own.
     """
-    started = time.monotonic()
     user, item = (nn.Parameter(table.detach().clone()) for table in (start.user, start.item))
     parameters = [user, item, *weights]
     optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
@@ -104,7 +102,7 @@ def train_block(
             break
     report(config.epochs, config.epochs)
     count = sum(p.numel() for p in parameters)
-    return best, LearnReport(tuple(losses), best_epoch, time.monotonic() - started, count)
+    return best, LearnReport(tuple(losses), best_epoch, count)
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ def stability_plasticity(before: Tensor, after: Tensor, share: float) -> tuple[T
     """PISA's (w1, w2), each [n], from interests before and after the block, both [n, k].
 
     w1 = sigmoid(JSD - mean JSD) for what is new in a user, w2 = 1 - w1 for what has stayed, each in its top share only.
+    In float64: users who moved little differ in digits that float32 does not have at one half.
     """
-    change = divergence(before, after)
+    change = divergence(before.double(), after.double())
     w1 = torch.sigmoid(change - change.mean())
-    return top_share(w1, share), top_share(1 - w1, share)
+    return top_share(w1, share).to(before.dtype), top_share(1 - w1, share).to(before.dtype)

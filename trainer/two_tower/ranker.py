@@ -1,7 +1,6 @@
 """LightGCN over the blocks: frozen, fine-tuned, or fine-tuned with one of three contrastive terms."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -77,14 +76,13 @@ class LightGcnRanker:
         seed = int(np.random.SeedSequence((self._seed, block)).generate_state(1)[0])
         cases = sample_cases(examples.validation, self._config.validation_cases, seed)
         outcome = LearnReport()
-        seconds = 0.0
 
         def validate(propagated: Tables) -> float:
             ranks = self._ranks(self._serve(graph, propagated), cases, met_item, DEPTH)
             return float(ndcg(ranks, DEPTH).mean()) if len(ranks) else 0.0
 
         def train(penalty: Contrast | Total | None, importance: PersonalImportance | None) -> Tables:
-            nonlocal seconds, outcome
+            nonlocal outcome
             tables, outcome = train_block(
                 self._layer_0,
                 graph,
@@ -96,7 +94,6 @@ class LightGcnRanker:
                 penalty=penalty,
                 weights=list(importance.parameters()) if importance is not None else (),
             )
-            seconds += outcome.seconds
             return tables
 
         penalty: Contrast | Total | None = None
@@ -115,7 +112,7 @@ class LightGcnRanker:
         here = graph.has_user()
         self._neighbours = torch.where(here[:, None], graph.neighbour_means(self._served.item), self._neighbours)
         self._met_user, self._met_item = self._met_user | here, met_item
-        return replace(outcome, seconds=seconds)
+        return outcome
 
     def ranks(self, cases: Sequence[Case], depth: int = 10) -> NDArray[np.int64]:
         """1-based, int64 [cases]; ties by row; 0 beyond depth. Raises DatasetError for an unknown user."""

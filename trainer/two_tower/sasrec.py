@@ -4,7 +4,6 @@ Trained with cross-entropy over all items instead of one sampled negative, which
 (Klenitskiy & Vasilev, "Turning Dross Into Gold Loss", RecSys 2023), with the item embeddings as output weights.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +89,6 @@ class SasRecRanker:
 
     def learn(self, block: int, positives: Positives, examples: Examples, report: Progress) -> LearnReport:
         """Learn from the block's training sequences; `positives` holds the same targets without their histories."""
-        started = time.monotonic()
         config, model = self._config, self._model
         sequences = [s for s in examples.training if len(s.rows) > max(s.first_target, 1)]
         if not sequences:
@@ -127,7 +125,7 @@ class SasRecRanker:
         model.load_state_dict(best)
         report(config.epochs, config.epochs)
         parameters = sum(p.numel() for p in model.parameters())
-        return LearnReport(tuple(losses), best_epoch, time.monotonic() - started, parameters)
+        return LearnReport(tuple(losses), best_epoch, parameters)
 
     def ranks(self, cases: Sequence[Case], depth: int = 10) -> NDArray[np.int64]:
         """1-based, int64 [cases]; ties by row; 0 beyond depth. Without a history every item scores alike."""

@@ -49,7 +49,7 @@ def adaptide(*arguments: str, **environment: str) -> "subprocess.CompletedProces
 
 
 def refused(*arguments: str, **environment: str) -> AdaptideError:
-    """What the command raises, in this process: nothing is computed, and a process of its own takes seconds to start."""
+    """What the command raises, in this process: one of its own takes seconds to start, and nothing is computed."""
     outside: dict[str, str | None] = {name: None for name in os.environ if name.startswith("ADAPTIDE_")}
     found = CliRunner().invoke(app, ["backtest", *arguments], env=outside | _settings(environment))
     assert isinstance(found.exception, AdaptideError), found.exception
@@ -201,11 +201,17 @@ def test_what_fails_does_not_end_the_rest(ready_files: list[str], tmp_path: Path
     for block in (3, 4, 5):
         (kept / f"block-{block}.json").unlink(missing_ok=True)
 
-    found = adaptide("backtest", *asked, "--methods", "peso,popularity")
+    (tmp_path / "out/bases/seed-1").mkdir()
+    (tmp_path / "out/bases/seed-1/base.json").write_text('{"made_from": "something else"}')
 
-    assert found.returncode != 0
-    assert "peso.seed-0" in found.stderr
-    assert "block-2" in found.stderr
+    found = adaptide("backtest", *asked, "--seeds", "2", "--methods", "peso,popularity")
+
+    assert found.returncode == 1
+    said = " ".join(found.stderr.split())
+    assert "seed-1 was made from other data or with other settings" in said
+    assert "the rest is done and kept: --so-far shows it" in said
+    assert "peso.seed-0" in said
+    assert "block-2" in said
     results = json.loads(adaptide("backtest", *asked, "--methods", "peso,popularity", "--so-far", "--json").stdout)
     assert results["methods"]["popularity"]["complete"]
     assert not results["methods"]["peso"]["complete"]
@@ -282,11 +288,17 @@ def test_wrong_use_says_what_to_do(arguments: list[str], says: str) -> None:
     assert says in error.detail
 
 
-def test_a_folder_of_another_backtest_is_not_overwritten_and_an_empty_one_is_taken_over(ready_files: list[str], tmp_path: Path) -> None:
+def test_a_folder_of_another_backtest_is_kept_and_an_empty_one_taken_over(
+    ready_files: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     asked = [*ready_files, "--methods", "popularity", "--seeds", "1", "--out", str(out), *QUICK]
     out.mkdir()
-    (out / "backtest.json").write_text('{"format": 1, "data": "another"}')  # of which nothing came about
+    another = '{"format": 1, "data": "another"}'  # of which nothing came about
+    (out / "backtest.json").write_text(another)
+    with _alone(out):  # by one that is about to begin
+        assert "another backtest is at work" in refused(*asked).detail
+        assert (out / "backtest.json").read_text() == another
     assert adaptide("backtest", *asked).returncode == 0
 
     changed = refused(*asked, ADAPTIDE_UPDATE_EPOCHS="2")

@@ -8,6 +8,7 @@ import pytest
 from service.errors import DatasetError
 from trainer.backtest.data import BacktestData, Block, check_scorable, popularity_before, streams
 from trainer.datasets import DatasetItem
+from trainer.examples import Case
 
 ITEMS = tuple(DatasetItem(i, i) for i in "abcdef")
 DAY = 86_400.0
@@ -56,6 +57,17 @@ def test_popularity_without_timestamps_or_half_life_counts() -> None:
     timed = data(block((0, 0), (1, 0), (1, 1), days=[0, 1, 2]), block((0, 2), days=[3]))
     assert popularity_before(plain, 1, timedelta(days=1)).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
     assert popularity_before(timed, 1, None).tolist() == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_what_something_is_scored_by_is_not_counted() -> None:
+    """Bob is asked for the 0 that he took; ann took it twice, which counts."""
+    rows, asked = ((0, 0), (0, 0), (0, 1), (1, 1), (1, 0)), [Case("bob", np.array([1]), 0, np.array([1]))]
+    plain, timed = (
+        data(block(*rows), block((0, 2))),
+        data(block(*rows, days=[0, 10, 20, 20, 20]), block((0, 2), days=[99])),
+    )
+    assert popularity_before(plain, 1, None, without=asked)[:2].tolist() == [1.0, 1.0]
+    assert popularity_before(timed, 1, timedelta(days=10), without=asked)[:2].tolist() == [0.75 / 2, 1.0]
 
 
 def test_before_the_first_block_nothing_is_popular() -> None:

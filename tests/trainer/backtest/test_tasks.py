@@ -92,6 +92,10 @@ def test_a_variant_changes_its_one_setting() -> None:
     assert Task("l2", 0, (Sweep.LEARNING_RATE, 0.01)).settings(common).learning_rate_update == 0.01
     wide = Task("peso", 0, (Sweep.RANK, 24)).settings(Settings(lora_rank=8, lora_alpha=12))
     assert (wide.lora_rank, wide.lora_alpha) == (24, 36)
+    with pytest.raises(
+        InvalidRequest, match="--ranks 3 would change the scale of the adapter as well: alpha / r is 8 / 16"
+    ):
+        Task("peso", 0, (Sweep.RANK, 3)).settings(Settings(lora_rank=16, lora_alpha=8))
     assert Task("peso", 0, (Sweep.GROUP_BY, "layer")).settings(common).proximal_group_by is GroupBy.LAYER
 
 

@@ -6,7 +6,7 @@ import torch
 
 from service.errors import ConfigurationError, DatasetError
 from trainer.examples import Case, UserStream, build_examples
-from trainer.two_tower import NAMES, case_pairs, make_ranker, training_positives
+from trainer.two_tower import NAMES, make_ranker, training_positives
 from trainer.two_tower.ranks import target_ranks
 
 
@@ -42,11 +42,6 @@ def test_training_pairs_are_the_targets_of_the_examples_however_these_are_cut() 
     positives = training_positives(streams, [s.user_id for s in streams], min_events=3)
     targets = np.concatenate([s.rows[s.first_target :] for s in examples.training])
     assert positives.item.tolist() == targets.tolist()
-
-
-def test_case_pairs_are_users_and_targets() -> None:
-    pairs = case_pairs(build_examples(STREAMS, history_items=5, min_events=3).validation, USERS)
-    assert (pairs.user.tolist(), pairs.item.tolist()) == ([3, 0], [3, 6])
 
 
 def test_a_user_outside_the_data_is_refused() -> None:

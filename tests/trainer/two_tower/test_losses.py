@@ -84,6 +84,16 @@ def test_plasticity_goes_to_who_changed_most_and_stability_to_who_changed_least(
     assert (new > 0).sum() == 10
 
 
+def test_the_top_share_of_users_who_hardly_moved_is_a_share() -> None:
+    generator = np.random.default_rng(5)
+    before = generator.dirichlet(np.full(20, 1e6), 300)
+    after = before + 1e-5 * (generator.dirichlet(np.ones(20), 300) - 1 / 20)
+    own = (torch.from_numpy(interests.astype(np.float32)) for interests in (before, after))
+    for weight in stability_plasticity(*own, 0.2):
+        assert weight.dtype == torch.float32
+        assert (weight > 0).sum() == 60
+
+
 def test_personal_importance_is_its_definition() -> None:
     centroids, before, current = random(3, 4), random(6, 4, seed=1), random(2, 4, seed=2)
     weigh = PersonalImportance(centroids, before, torch.Generator().manual_seed(0))
