@@ -264,7 +264,8 @@ class Settings(BaseSettings):
     """A crashed updater's work can be taken over after this long; the same for all updaters."""
     window_attempts: Positive = 3
     """An update that failed this often stays failed, and later windows go on. One that was stopped, or that a moved
-    pointer or an erased learner overtook, does not count.
+    pointer or an erased learner overtook, does not count. Raised, windows that were given up are tried again, after
+    later ones.
     """
     window_retry_pause: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
     """How long a window waits after its first failure; twice as long after the next, up to an hour."""

@@ -137,6 +137,9 @@ def build_base(
         )
     if kept is not None:
         kept.clear()
+    if missed := windows.missed_by_base(database, through_seq):
+        advice = "stop the updater while a base is built, and windows wait for it; or build another one"
+        log.warning("base_lacks_events", base_id=base.base_id, events=missed, advice=advice)
     learners = Learners(tuple(stream.user_id for stream in data.streams), erasures)
     if gone := users.count_erased(database, learners):  # not discarded: hours of work, and every base learns from all
         log.warning("base_learnt_from_erased_users", base_id=base.base_id, users=gone, advice="build another one")

@@ -404,7 +404,7 @@ class Updater:
         if base_row is None:
             return None
         if index.base_id != pointer.base_id:
-            raise Overtaken("another base was activated meanwhile; the window is tried again under it")
+            raise Overtaken(windows.ANOTHER_BASE)
         if self._backbone is None or self._backbone[0] != base_row.base_id:
             verified = self._artifacts.open_base(base_row.base_id, base_row.digest)
             device = pick_device(self._settings.device)

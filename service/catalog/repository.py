@@ -160,16 +160,14 @@ def delete(connection: Connection, item_id: str, *, now: datetime, revision: int
     return connection.execute(change.values(deleted_at=now, updated_at=now, revision=revision)).rowcount == 1
 
 
-def without_codes(connection: Connection, base_id: str, item_ids: Collection[str] | None = None) -> list[StoredItem]:
-    """Items that base `base_id` has not encoded (of `item_ids`, or of all), deleted ones too (training wants their
-    codes), by item_id."""
-    if item_ids is not None:
-        lacking = [item for item in by_ids(connection, item_ids).values() if item.base_id != base_id]
-    else:
-        # Ranges, not `!=`, and sorted here: so that an index finds the few, in place of a pass over the catalogue.
-        other = sa.or_(items.c.base_id.is_(None), items.c.base_id < base_id, items.c.base_id > base_id)
-        lacking = [_item(row) for row in connection.execute(sa.select(items).where(other))]
-    return sorted(lacking, key=lambda item: item.item_id)
+def without_codes(connection: Connection, base_id: str, limit: int) -> list[StoredItem]:
+    """The first `limit` items by item_id that base `base_id` has not encoded, deleted ones too (training wants their
+    codes)."""
+    # Ranges, not `!=`, and sorted here: so that an index finds the few, in place of a pass over the catalogue.
+    other = sa.or_(items.c.base_id.is_(None), items.c.base_id < base_id, items.c.base_id > base_id)
+    first = sorted(connection.scalars(sa.select(items.c.item_id).where(other)))[:limit]
+    found = by_ids(connection, first)
+    return [found[item_id] for item_id in first]
 
 
 def taken_codes(

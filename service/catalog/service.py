@@ -1,6 +1,6 @@
 """The catalogue: put, show, hide items, and give them the active base's codes in the same transaction."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,9 @@ from service.telemetry import ITEM_WRITES
 
 PIECE = 128
 """Items that a slow text encoder takes at once: some seconds of SmolLM2-135M on two cores."""
+
+INSTANT_PIECE = 5_000
+"""The same of TF-IDF, which takes a second or less for them."""
 
 FEW_ITEMS = 500
 """Up to so many (a PUT) the taken codes are looked up by prefix; for more, all are read."""
@@ -58,6 +61,10 @@ def item_text(title: str, categories: Sequence[str], brand: str | None, descript
     return ". ".join(part.strip() for part in parts if part.strip())
 
 
+def _by_id(item: StoredItem) -> str:
+    return item.item_id
+
+
 def _text(item: StoredItem) -> str:
     return item_text(item.title, item.categories, item.brand, item.description)
 
@@ -82,8 +89,8 @@ def put_items(database: Database, clock: Clock, items: Sequence[Item], active: A
             repository.put_many(connection, rows, now=clock(), revision=revision, there=there)
             # A replica may still hold the previous base's codec: its codes would be wrong under the new one.
             if active is not None and active.codec.instant and active_base_id(connection) == active.base_id:
-                wanted_ids = [item.item_id for item in changed]
-                assign_codes(connection, active.base_id, active.codec, revision=revision, item_ids=wanted_ids)
+                now_stored = repository.by_ids(connection, [item.item_id for item in changed])
+                _assign_codes(connection, active, sorted(now_stored.values(), key=_by_id), revision)
     report = _report(changed, len(wanted), stored, revision)
     for outcome in ("created", "updated", "unchanged"):
         ITEM_WRITES.labels(outcome).inc(getattr(report, outcome))
@@ -106,30 +113,13 @@ def _report(changed: Sequence[Item], given: int, stored: Mapping[str, StoredItem
     return PutReport(created=created, updated=updated, unchanged=unchanged, catalog_revision=revision)
 
 
-def assign_codes(
-    connection: Connection,
-    base_id: str,
-    codec: Codec,
-    *,
-    revision: int | None = None,
-    item_ids: Collection[str] | None = None,
-) -> int:
-    """Encode every item that lacks codes of base `base_id` (or those of `item_ids`), by item_id; returns how many.
-
-    Items keep the codes they have under this base. `revision`: one that this transaction took already; otherwise a
-    new one is taken when there is anything to write.
-    """
-    if revision is None:
-        repository.lock_revision(connection)
-    lacking = repository.without_codes(connection, base_id, item_ids)
-    if not lacking:
-        return 0
-    codes = _free_codes(connection, base_id, codec, codec.latent([_text(item) for item in lacking]))
-    if revision is None:
-        revision = repository.next_revision(connection)
-    by_id = {item.item_id: own for item, own in zip(lacking, codes, strict=True)}
-    repository.set_codes(connection, base_id, by_id, revision=revision)
-    return len(by_id)
+def _assign_codes(connection: Connection, active: ActiveCodec, stored: Sequence[StoredItem], revision: int) -> None:
+    """Encode those of them that lack the base's codes; the others keep theirs."""
+    lacking = [item for item in stored if item.base_id != active.base_id]
+    if lacking:
+        codes = _free_codes(connection, active.base_id, active.codec, active.codec.latent([_text(i) for i in lacking]))
+        by_id = {item.item_id: own for item, own in zip(lacking, codes, strict=True)}
+        repository.set_codes(connection, active.base_id, by_id, revision=revision)
 
 
 def _free_codes(connection: Connection, base_id: str, codec: Codec, latent: Float32) -> list[Codes]:
@@ -139,23 +129,15 @@ def _free_codes(connection: Connection, base_id: str, codec: Codec, latent: Floa
 
 
 def encode_missing(database: Database, active: ActiveCodec) -> int:
-    """Encode what lacks codes in a transaction of its own, unless another base is active by now; returns how many.
+    """Encode what lacks codes, unless another base is active by now; returns how many: ask again until there are none.
 
-    A codec that is not instant encodes outside of it, so that nobody waits for a language model, and at most PIECE
-    items: ask again until there are none.
+    Texts are encoded outside of the transaction, so that nobody waits for them, and so many at a time as take seconds.
     """
     with database.read() as connection:
         if active_base_id(connection) != active.base_id:
             return 0
-        lacking = repository.without_codes(connection, active.base_id)
-    if not lacking:
-        return 0
-    if not active.codec.instant:
-        return _encode_piece(database, active, lacking[:PIECE])
-    with database.write() as connection:
-        if active_base_id(connection) != active.base_id:
-            return 0
-        return assign_codes(connection, active.base_id, active.codec)
+        lacking = repository.without_codes(connection, active.base_id, INSTANT_PIECE if active.codec.instant else PIECE)
+    return _encode_piece(database, active, lacking) if lacking else 0
 
 
 def _encode_piece(database: Database, active: ActiveCodec, lacking: Sequence[StoredItem]) -> int:

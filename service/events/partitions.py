@@ -104,10 +104,17 @@ def expired(connection: Connection) -> list[str]:
     return list(connection.scalars(query, {"names": _EXPIRED.replace("_", r"\_") + "%"}))
 
 
-def read_ids(connection: Connection, table: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
-    """(seq, event_id) of an expired table after `after_seq`, in order."""
-    query = sa.text(f"SELECT seq, event_id FROM {table} WHERE seq > :after ORDER BY seq LIMIT :limit")  # noqa: S608
-    return [(seq, event_id) for seq, event_id in connection.execute(query, {"after": after_seq, "limit": limit})]
+def last_of(connection: Connection, table: str, limit: int) -> int | None:
+    """The sequence number of the last of the first `limit` rows of an expired table; None where none is left."""
+    query = sa.text(f"SELECT max(seq) FROM (SELECT seq FROM {table} ORDER BY seq LIMIT :limit) AS page")  # noqa: S608
+    found: int | None = connection.scalar(query, {"limit": limit})
+    return found
+
+
+def delete_through(connection: Connection, table: str, through_seq: int) -> list[str]:
+    """Delete the rows of an expired table up to `through_seq`; the ids of those that were still there."""
+    query = sa.text(f"DELETE FROM {table} WHERE seq <= :through RETURNING event_id")  # noqa: S608
+    return list(connection.scalars(query, {"through": through_seq}))
 
 
 def drop(connection: Connection, table: str) -> None:

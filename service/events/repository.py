@@ -310,11 +310,12 @@ def forget_ids(connection: Connection, ids: Sequence[str]) -> None:
 
 def delete_through(connection: Connection, through_seq: int, limit: int) -> int:
     """Delete the first `limit` events up to `through_seq`, with their ids; how many."""
-    query = sa.select(events.c.seq, events.c.event_id).where(events.c.seq <= through_seq)
-    found = connection.execute(query.order_by(events.c.seq).limit(limit)).all()
+    query = sa.select(events.c.seq).where(events.c.seq <= through_seq)
+    found = connection.scalars(query.order_by(events.c.seq).limit(limit)).all()
     if found:
-        connection.execute(events.delete().where(events.c.seq <= found[-1].seq))
-        forget_ids(connection, [row.event_id for row in found])
+        # The ids of those alone that were still there: another's might by now be those of events that came again.
+        gone = events.delete().where(events.c.seq <= found[-1]).returning(events.c.event_id)
+        forget_ids(connection, list(connection.scalars(gone)))
     return len(found)
 
 

@@ -145,6 +145,13 @@ def waiting(connection: Connection, attempts: int) -> tuple[int, int]:
     return found, int(held)
 
 
+def done_after(connection: Connection, through_seq: int) -> int:
+    """Events of the windows that end behind it and have their outcome."""
+    query = sa.select(sa.func.coalesce(sa.func.sum(windows.c.events), 0))
+    outcomes = windows.c.state.in_([state.value for state in TERMINAL])
+    return int(connection.execute(query.where(windows.c.through_seq > through_seq, outcomes)).scalar_one())
+
+
 def oldest_unsettled(connection: Connection, attempts: int) -> Window | None:
     """The window that the updater takes up next. attempts: one that failed so often is done with."""
     given_up = sa.and_(windows.c.state == WindowState.FAILED.value, windows.c.attempts >= attempts)

@@ -113,13 +113,16 @@ def _in_batches(database: Database, delete: Callable[[Connection], int]) -> int:
 
 
 def _drop(database: Database, table: str) -> None:
-    """Free the ids of an expired table's events, then drop it."""
-    after, more = 0, True
+    """Free the ids of an expired table's events, then drop it.
+
+    Rows go with their ids: one that is freed again after an interruption could be another event's by then.
+    """
+    more = True
     while more:
         with database.write() as connection:
-            found = partitions.read_ids(connection, table, after, BATCH)
-            events.forget_ids(connection, [event_id for _, event_id in found])
-        more = bool(found)
-        after = found[-1][0] if found else after
+            last = partitions.last_of(connection, table, BATCH)
+            more = last is not None
+            if last is not None:
+                events.forget_ids(connection, partitions.delete_through(connection, table, last))
     with database.write() as connection:
         partitions.drop(connection, table)

@@ -81,6 +81,12 @@ def horizon(database: Database) -> int:
         return events_repository.max_seq(connection)
 
 
+def missed_by_base(database: Database, through_seq: int) -> int:
+    """Events in windows after `through_seq`, where a base ends, that are done with: no adapter of it has them."""
+    with database.read() as connection:
+        return repository.done_after(connection, through_seq)
+
+
 def close(database: Database, clock: Clock, settings: Settings, *, actor: str) -> Window:
     """Seal by hand. Raises Conflict when there is nothing to seal."""
     window = seal(database, clock, settings, SealedBecause.MANUAL, actor=actor)

@@ -20,7 +20,7 @@ from service.adapters.integrity import require_base
 from service.adapters.moves import Activation, MoveRequest
 from service.adapters.repository import NewAdapter
 from service.adapters.states import Action, AdapterState
-from service.errors import Conflict, LeaseLost, NotFound
+from service.errors import Conflict, LeaseLost, NotFound, Overtaken
 from service.kit import leases
 from service.kit.clock import Clock
 from service.kit.crash_points import CrashPoint, crash_point
@@ -33,7 +33,7 @@ from service.users import service as users
 from service.users.service import Learners
 from service.windows import repository, states
 from service.windows.repository import Evaluation, Window
-from service.windows.sealing import close, due, finish, horizon, install_base, require_allowed, seal
+from service.windows.sealing import close, due, finish, horizon, install_base, missed_by_base, require_allowed, seal
 from service.windows.states import OUTCOMES, Pending, WindowState
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "fail",
     "horizon",
     "install_base",
+    "missed_by_base",
     "next_attempt_of",
     "read_closed",
     "read_page",
@@ -59,6 +60,7 @@ __all__ = [
 
 UPDATER_LEASE = "updater"
 """Name of the lease under which windows are worked on."""
+ANOTHER_BASE = "another base was activated meanwhile; the window is tried again under it"
 _HELD = (WindowState.PROMOTED, WindowState.CANARY)
 """With a candidate that held at the gate."""
 _WITH_CANDIDATE = (*_HELD, WindowState.REFUSED)
@@ -223,7 +225,7 @@ def conclude(
     a promotion raises PreconditionFailed and nothing is written: the window is to be trained again from what serves
     now. Raises LeaseLost when the lease or the claim is no longer this updater's, ArtifactError when the published
     candidate does not verify, Conflict when the verdict and the candidate do not go together, Overtaken when a user
-    that the candidate has learnt from was erased meanwhile.
+    that the candidate has learnt from was erased, or another base activated, meanwhile.
     """
     if outcome.verdict not in OUTCOMES:
         raise Conflict(f"an update does not end as {outcome.verdict}; see fail() for failures")
@@ -237,13 +239,15 @@ def conclude(
         window = require_claimed(connection, window_id, lease)
         for evaluation in outcome.evaluations:
             repository.write_evaluation(connection, window_id, evaluation, now)
+        if candidate is not None and candidate.window_id != window_id:
+            raise Conflict(f"candidate {candidate.adapter_version} is not of window {window_id}")
+        if candidate is not None and outcome.learners is not None:
+            users.require_none_erased(connection, outcome.learners)
+        pointer = adapters_repository.read_pointer(connection, lock=True)
+        if pointer.base_id != window.base_id:  # whatever the verdict: it says nothing about the base that serves now
+            raise Overtaken(ANOTHER_BASE)
         if candidate is not None:
-            if candidate.window_id != window_id:
-                raise Conflict(f"candidate {candidate.adapter_version} is not of window {window_id}")
-            if outcome.learners is not None:
-                users.require_none_erased(connection, outcome.learners)
             request = MoveRequest(actor, outcome.reason, expected_revision)
-            pointer = adapters_repository.read_pointer(connection, lock=True)
             state = AdapterState.PASSED if held else AdapterState.REFUSED
             adapters.register_adapter_in(connection, clock, candidate, state)
             if held:

@@ -149,7 +149,7 @@ QUERIES: dict[str, tuple[Run, set[str] | None]] = {
     "known items": (lambda c: catalog.known(c, {f"i{n}" for n in range(20)}), None),
     "items by their ids": (lambda c: catalog.by_ids(c, {f"i{n}" for n in range(20)}), None),
     "catalogue changes": (lambda c: catalog.changed_since(c, 1, 100), None),
-    "items without codes": (lambda c: catalog.without_codes(c, "b-1"), None),
+    "items without codes": (lambda c: catalog.without_codes(c, "b-1", 20), None),
     "codes that are taken": (lambda c: catalog.taken_codes(c, "b-1", {(1, 2, 3), (4, 5, 6)}), None),
     "the lease": (lambda c: leases.acquire(c, "updater", "other", timedelta(seconds=30)), None),
     "the pointer": (adapters.read_pointer, None),

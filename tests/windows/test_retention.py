@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from service.catalog import repository as catalog
 from service.catalog.tables import item_history
@@ -279,6 +280,38 @@ def test_a_partition_that_is_old_throughout_is_dropped_with_its_ids(
     assert stored_ids(database) == ["first of the next", "young"]
     assert known_ids(database) == {"first of the next", "young"}
     assert tables(database) == {"events_default", f"events_p{WIDTH + 1}", f"events_p{2 * WIDTH + 1}"}
+
+
+def test_an_id_that_was_freed_and_came_again_is_not_freed_with_the_rest(
+    database: Database, clock: SetClock, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite keeps one table")
+    monkeypatch.setattr("service.windows.retention.BATCH", 1)
+    write(database, clock, "a", "b")
+    jump(database, WIDTH + 1)
+    write(database, clock, "c")
+    seal(database, clock, settings)
+    partitions.ensure(database, 30 * DAY)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(connection: Connection, table: str, through_seq: int) -> list[str]:
+        if through_seq > 1:
+            raise Killed
+        return delete_through(connection, table, through_seq)
+
+    delete_through = partitions.delete_through
+    clock.advance(days=41)
+    with monkeypatch.context() as patched:
+        patched.setattr(partitions, "delete_through", killed)
+        with pytest.raises(Killed):
+            remove_old(database, clock, settings)
+    assert known_ids(database) == {"b", "c"}
+    write(database, clock, "a")
+    remove_old(database, clock, settings)
+    assert "a" in known_ids(database)
 
 
 def test_a_drop_that_was_interrupted_goes_on(database: Database, clock: SetClock, settings: Settings) -> None:

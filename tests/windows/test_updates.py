@@ -11,7 +11,7 @@ from service.adapters import garbage
 from service.adapters import service as adapters
 from service.adapters.moves import MoveRequest
 from service.adapters.states import AdapterState
-from service.errors import ArtifactError, Conflict, LeaseLost, NotFound, PreconditionFailed
+from service.errors import ArtifactError, Conflict, LeaseLost, NotFound, Overtaken, PreconditionFailed
 from service.kit import leases
 from service.kit.clock import utc_now
 from service.kit.db import Database
@@ -215,6 +215,33 @@ def test_an_admin_who_moved_the_pointer_meanwhile_is_not_overruled(
     assert (registry.pointer.adapter_version, registry.pointer.revision) == (None, 3)
     assert [adapter.adapter_version for adapter in registry.adapters] == [earlier]
     assert service.read_window(shelf.database, window.window_id).evaluations == []
+
+
+def test_what_was_learnt_while_a_base_was_built_is_told(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock
+) -> None:
+    sealed(shelf.database, clock, settings)
+    horizon = service.horizon(shelf.database)
+    sealed(shelf.database, clock, settings)
+    last = sealed(shelf.database, clock, settings)
+    for _ in range(2):
+        conclude(shelf, claim(shelf, settings, lease), lease, Outcome(WindowState.SKIPPED))
+    assert service.missed_by_base(shelf.database, 0) > service.missed_by_base(shelf.database, horizon) > 0
+    assert service.missed_by_base(shelf.database, last.through_seq) == 0  # it waits, and is trained under the base
+
+
+@pytest.mark.parametrize("verdict", [WindowState.NO_CHANGE, WindowState.SKIPPED, WindowState.REFUSED])
+def test_what_was_judged_under_another_base_is_no_outcome(
+    shelf: Shelf, settings: Settings, lease: Lease, clock: SetClock, verdict: WindowState
+) -> None:
+    base = shelf.active_base()
+    sealed(shelf.database, clock, settings)
+    window = claim(shelf, settings, lease)
+    candidate = shelf.candidate(base, 0.1, window.window_id) if verdict is WindowState.REFUSED else None
+    shelf.active_base(0.25)
+    with pytest.raises(Overtaken, match="another base was activated meanwhile"):
+        conclude(shelf, window, lease, Outcome(verdict, candidate=candidate))
+    assert service.read_window(shelf.database, window.window_id).state is WindowState.TRAINING
 
 
 def test_a_rollback_stays_until_the_next_passed_window(
