@@ -67,11 +67,11 @@ class Backtest:
             self._claim()
             remove_partial(self.out)
             with Pool(self, report) as pool:
-                failed = pool.run("bases", [(base_part(seed), partial(fit_seed, seed)) for seed in seeds])
-                ready = [task for task in self.plan.tasks() if base_part(task.seed) not in failed]
-                done = pool.run("tasks", [(task.name, partial(run_one, task)) for task in ready])
-        for error in [*failed.values(), *done.values()]:
-            if isinstance(error, AdaptideError) and len(done) < len(ready):
+                no_base = pool.run("bases", [(base_part(seed), partial(fit_seed, seed)) for seed in seeds])
+                ready = [task for task in self.plan.tasks() if base_part(task.seed) not in no_base]
+                failed = pool.run("tasks", [(task.name, partial(run_one, task)) for task in ready])
+        for error in [*no_base.values(), *failed.values()]:
+            if isinstance(error, AdaptideError) and len(failed) < len(ready):
                 raise type(error)(f"{error.detail}; the rest is done and kept: --so-far shows it") from error
             raise error
         return self._raw()
@@ -80,7 +80,8 @@ class Backtest:
         """Raw results of what is done, also by a process that is at it. Raises InvalidRequest where nothing is."""
         if not self._bases():
             raise InvalidRequest(f"{self.out} holds no base of these seeds yet: there is nothing to show")
-        self._claim()
+        if unlike := [name for name in _unlike(self._held(), self._wanted()) if name != "device"]:
+            raise self._another(unlike)
         return self._raw()
 
     def _raw(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Backtest:
             "machine": {
                 "cores": cores(),
                 "workers": self.workers,
-                "device": pick_device(self.settings.device).type,
+                "device": self._held().get("device") or pick_device(self.settings.device).type,
                 "torch": torch.__version__,
             },
             "command": self.command,
@@ -146,7 +147,21 @@ class Backtest:
             raise cannot_write(self.out, error) from error
 
     def _claim(self) -> None:
-        """One folder holds one comparison: the same data, base and settings; methods and seeds may be added."""
+        """One folder holds one comparison: the same data, base, settings and kind of device; methods and seeds may be
+        added."""
+        wanted = self._wanted()
+        if not (unlike := _unlike(self._held(), wanted)):
+            return
+        if any((self.out / "bases").glob("seed-*")) or any((self.out / "tasks").glob("*")):
+            raise self._another(unlike)
+        path = self.out / "backtest.json"
+        try:
+            path.with_suffix(".partial").write_bytes(orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
+            path.with_suffix(".partial").replace(path)
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
+
+    def _wanted(self) -> dict[str, Any]:
         own = {
             "format": FORMAT,
             "data": self.data.digest,
@@ -154,21 +169,16 @@ class Backtest:
             "device": pick_device(self.settings.device).type,
             "settings": _common(self.settings),
         }
-        wanted = orjson.loads(orjson.dumps(own, default=list))
+        wanted: dict[str, Any] = orjson.loads(orjson.dumps(own, default=list))
+        return wanted
+
+    def _held(self) -> dict[str, Any]:
         path = self.out / "backtest.json"
-        try:
-            held = read_json(path, f"delete {self.out}") if path.exists() else {}
-            if not (unlike := _unlike(held, wanted)):
-                return
-            if any(any((self.out / kind).glob("*")) for kind in ("bases", "tasks")):
-                raise Conflict(
-                    f"{self.out} holds a backtest with other {', '.join(unlike)}; give another --out or remove it"
-                )
-            partial_path = path.with_suffix(".partial")
-            partial_path.write_bytes(orjson.dumps(wanted, option=orjson.OPT_INDENT_2))
-            partial_path.replace(path)
-        except OSError as error:
-            raise cannot_write(self.out, error) from error
+        held: dict[str, Any] = read_json(path, f"delete {self.out}") if path.exists() else {}
+        return held
+
+    def _another(self, unlike: list[str]) -> Conflict:
+        return Conflict(f"{self.out} holds a backtest with other {', '.join(unlike)}; give another --out or remove it")
 
 
 @contextmanager
