@@ -117,15 +117,17 @@ def _assign_codes(connection: Connection, active: ActiveCodec, stored: Sequence[
     """Encode those of them that lack the base's codes; the others keep theirs."""
     lacking = [item for item in stored if item.base_id != active.base_id]
     if lacking:
-        codes = _free_codes(connection, active.base_id, active.codec, active.codec.latent([_text(i) for i in lacking]))
-        by_id = {item.item_id: own for item, own in zip(lacking, codes, strict=True)}
-        repository.set_codes(connection, active.base_id, by_id, revision=revision)
+        latent = active.codec.latent([_text(item) for item in lacking])
+        _set_codes(connection, active, [item.item_id for item in lacking], latent, revision)
 
 
-def _free_codes(connection: Connection, base_id: str, codec: Codec, latent: Float32) -> list[Codes]:
+def _set_codes(
+    connection: Connection, active: ActiveCodec, item_ids: Sequence[str], latent: Float32, revision: int
+) -> None:
     # The first three codes do not depend on what is taken, and say what of it can be in the way.
-    prefixes = {own[:3] for own in codec.place(latent, ())} if len(latent) <= FEW_ITEMS else None
-    return codec.place(latent, repository.taken_codes(connection, base_id, prefixes))
+    prefixes = {own[:3] for own in active.codec.place(latent, ())} if len(latent) <= FEW_ITEMS else None
+    codes = active.codec.place(latent, repository.taken_codes(connection, active.base_id, prefixes))
+    repository.set_codes(connection, active.base_id, dict(zip(item_ids, codes, strict=True)), revision=revision)
 
 
 def encode_missing(database: Database, active: ActiveCodec) -> int:
@@ -153,11 +155,9 @@ def _encode_piece(database: Database, active: ActiveCodec, lacking: Sequence[Sto
         ]
         if not kept or active_base_id(connection) != active.base_id:
             return 0
-        codes = _free_codes(connection, active.base_id, active.codec, latent[kept])
         ids = list(texts)
-        by_id = {ids[i]: own for i, own in zip(kept, codes, strict=True)}
-        repository.set_codes(connection, active.base_id, by_id, revision=repository.next_revision(connection))
-        return len(by_id)
+        _set_codes(connection, active, [ids[i] for i in kept], latent[kept], repository.next_revision(connection))
+        return len(kept)
 
 
 def active_base_id(connection: Connection) -> str | None:

@@ -146,10 +146,10 @@ def waiting(connection: Connection, attempts: int) -> tuple[int, int]:
 
 
 def done_after(connection: Connection, through_seq: int) -> int:
-    """Events of the windows that end behind it and have their outcome."""
-    query = sa.select(sa.func.coalesce(sa.func.sum(windows.c.events), 0))
+    """Events behind it, up to the end of the last window that has its outcome."""
     outcomes = windows.c.state.in_([state.value for state in TERMINAL])
-    return int(connection.execute(query.where(windows.c.through_seq > through_seq, outcomes)).scalar_one())
+    last: int | None = connection.scalar(sa.select(sa.func.max(windows.c.through_seq)).where(outcomes))
+    return 0 if last is None or last <= through_seq else measure(connection, through_seq, last, None)[0]
 
 
 def oldest_unsettled(connection: Connection, attempts: int) -> Window | None:

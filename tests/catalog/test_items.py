@@ -1,5 +1,6 @@
 """The catalogue against both stores, and over HTTP."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -208,6 +209,32 @@ def test_a_base_that_takes_over_while_items_are_encoded_gets_no_foreign_codes(
     put_items(database, clock, [Item(item_id="i", title="ab")])
     assert encode_missing(database, active) == 0
     assert codes_of(database, "i") == (None, None)
+
+
+def test_who_waits_for_the_catalogue_while_a_base_takes_over_writes_no_foreign_codes(
+    database: Database, clock: SetClock
+) -> None:
+    old = activate(database, clock, "b-1")
+    put_items(database, clock, [Item(item_id="i", title="ab")])
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as connection:
+            repository.lock_revision(connection)
+            encoding = pool.submit(encode_missing, database, old)
+            time.sleep(0.5)  # it has seen the base before, and waits
+            connection.execute(bases.insert().values(base_id="b-2", digest="d", created_at=clock(), metrics={}))
+            connection.execute(active_adapter.update().values(base_id="b-2"))
+        assert encoding.result() == 0
+    assert codes_of(database, "i") == (None, None)
+
+
+def test_even_an_instant_codec_encodes_a_piece_at_a_time(
+    database: Database, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.catalog.service.INSTANT_PIECE", 3)
+    put_items(database, clock, [Item(item_id=f"i{n}", title="ab") for n in range(5)])
+    active = activate(database, clock, "b-1")
+    assert [encode_missing(database, active) for _ in range(3)] == [3, 2, 0]
+    assert codes_of(database, "i4") == ("b-1", (97, 2, 0, 4))
 
 
 def test_a_new_base_encodes_every_item_anew_deleted_ones_too(database: Database, clock: SetClock) -> None:

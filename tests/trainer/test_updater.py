@@ -190,6 +190,7 @@ def test_a_promoted_window_moves_the_pointer_and_says_how_it_went(desk: Desk, bu
     )
     assert adapter.trained_through == worlds.START + timedelta(days=1, minutes=5, seconds=59)
     assert adapter.hyperparameters["proximal_weight"] == 2.0
+    assert adapter.hyperparameters["epochs"] == len((window.statistics or {})["losses"])  # those that were run
     assert desk.state(built.adapter_version) is AdapterState.RETIRED
 
     steps = {row["step"]: row["outcome"] for row in window.steps or []}

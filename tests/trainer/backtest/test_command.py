@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from service.errors import AdaptideError, Conflict, DatasetError, InvalidRequest
 from tests.trainer.backtest.drifting import drifting
@@ -50,10 +50,14 @@ def adaptide(*arguments: str, **environment: str) -> "subprocess.CompletedProces
 
 def refused(*arguments: str, **environment: str) -> AdaptideError:
     """What the command raises, in this process: one of its own takes seconds to start, and nothing is computed."""
-    outside: dict[str, str | None] = {name: None for name in os.environ if name.startswith("ADAPTIDE_")}
-    found = CliRunner().invoke(app, ["backtest", *arguments], env=outside | _settings(environment))
+    found = within(*arguments, **environment)
     assert isinstance(found.exception, AdaptideError), found.exception
     return found.exception
+
+
+def within(*arguments: str, **environment: str) -> Result:
+    outside: dict[str, str | None] = {name: None for name in os.environ if name.startswith("ADAPTIDE_")}
+    return CliRunner().invoke(app, ["backtest", *arguments], env=outside | _settings(environment))
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
@@ -306,6 +310,12 @@ def test_a_folder_of_another_backtest_is_kept_and_an_empty_one_taken_over(
     assert "another --out" in changed.detail
     assert "ADAPTIDE_UPDATE_EPOCHS" in changed.detail
     assert "other base (layers)" in refused(*asked, "--layers", "2").detail
+
+    claimed = (out / "backtest.json").read_text()
+    (out / "backtest.json").write_text(claimed.replace('"device": "cpu"', '"device": "cuda"'))
+    assert "with other device" in refused(*asked).detail
+    assert within(*asked, "--so-far").exit_code == 0  # to read it is no matter of devices
+    (out / "backtest.json").write_text(claimed)
 
     more = [*asked[:4], "--methods", "popularity,pretrain", *asked[6:]]
     found = adaptide("backtest", *more, ADAPTIDE_RATE_LIMIT="50")  # which plays no part
